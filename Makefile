@@ -1,0 +1,41 @@
+# The same commands for people and for CI. Everything below `install` works from nothing but Python 3.11 and make.
+PYTHON ?= python3
+WORKERS ?= 2
+BIN := .venv/bin
+STAMP := .venv/installed
+
+# One thread a process: the tests already run in parallel, and more threads than cores only wait for each other.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check docs bench
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## make .venv with attentune, the demo's backbone and the tools (once; again when the pins change)
+
+# torch first and by itself, so that pip settles on one build of it (a CPU wheel, where pip is shown one).
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	@touch $@
+
+demo: $(STAMP)  ## train, compare and serve small tasks on this machine; writes demo/report.html
+	$(BIN)/python -m attentune.demo.run --output demo
+
+test: $(STAMP)  ## run every test
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+check: $(STAMP)  ## format, lint, types, import direction
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest --quiet tests/test_layers.py
+
+docs: $(STAMP)  ## run every code block of the README, of CONTRIBUTING and of docs/
+	$(BIN)/python -m pytest tests/test_docs.py
+
+bench: $(STAMP)  ## measure the methods side by side, the quick version
+	$(BIN)/python benchmarks/methods.py --quick
