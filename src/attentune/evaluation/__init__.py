@@ -1,0 +1,1 @@
+"""Numbers about predictions: metrics, probabilities, calibration, statistics. Sees arrays only."""

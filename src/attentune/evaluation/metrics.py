@@ -1,0 +1,129 @@
+"""Scores of one split: plain arrays in, names and numbers out. Knows no task, no model and no tensor.
+
+Every number is a float where more is better, but for `mse`. A score that the data leave undefined (a correlation with
+a constant, the F1 of a class that nobody has) is 0.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from seqeval.metrics import f1_score as entity_f1
+from seqeval.metrics import precision_score as entity_precision
+from seqeval.metrics import recall_score as entity_recall
+from sklearn import metrics as sk
+
+from attentune.errors import ConfigError, DataError
+
+Scores = dict[str, float]
+
+MAIN = {
+    "classification": "accuracy",
+    "multilabel": "micro_f1",
+    "regression": "pearson",
+    "tagging": "f1",
+}
+"""The metric that chooses the best checkpoint, by kind of task."""
+
+
+def score(kind: str, predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    """All scores of one kind of task.
+
+    `predictions` and `references` hold one item a row: a class name (classification), a row of 0 and 1 (multilabel
+    [B,C]), a number (regression), the list of one sentence's tags (tagging).
+    """
+    scorers = {
+        "classification": classification,
+        "multilabel": multilabel,
+        "regression": regression,
+        "tagging": tagging,
+    }
+    if kind not in scorers:
+        raise ConfigError(f"no task kind {kind!r}; the kinds are {', '.join(scorers)}")
+    if len(predictions) != len(references):
+        raise DataError(f"{len(predictions)} predictions for {len(references)} references; one for each is needed")
+    if not len(references):
+        raise DataError("no rows to score; at least one is needed")
+    return scorers[kind](predictions, references)
+
+
+def classification(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+    """Accuracy, macro F1 over the classes that occur, Matthews; with two classes also the F1 of each, `f1_<class>`."""
+    classes: list[Any] = sorted(set(references) | set(predictions))
+    one_by_one = cast("NDArray[np.float64]", _f1(references, predictions, labels=classes, average=None))
+    scores = {
+        "accuracy": float(np.mean([p == r for p, r in zip(predictions, references, strict=True)])),
+        "macro_f1": float(np.mean(one_by_one)),
+        "matthews": float(sk.matthews_corrcoef(references, predictions)) if len(classes) > 1 else 0.0,
+    }
+    if len(classes) == 2:
+        scores |= {f"f1_{name}": float(value) for name, value in zip(classes, one_by_one, strict=True)}
+    return scores
+
+
+def f1_of(name: Any, predictions: Sequence[Any], references: Sequence[Any]) -> float:
+    """F1 of the one class `name`."""
+    hits = [p == name for p in predictions], [r == name for r in references]
+    return float(cast("float", _f1(hits[1], hits[0], average="binary")))
+
+
+def multilabel(predictions: ArrayLike, references: ArrayLike) -> Scores:
+    """Micro and macro F1 over [B,C] indicators, and the share of rows with every label right."""
+    p, r = np.asarray(predictions, dtype=int), np.asarray(references, dtype=int)
+    return {
+        "micro_f1": float(cast("float", _f1(r, p, average="micro"))),
+        "macro_f1": float(cast("float", _f1(r, p, average="macro"))),
+        "exact_match": float(np.mean(np.all(p == r, axis=-1))),
+    }
+
+
+def regression(predictions: ArrayLike, references: ArrayLike) -> Scores:
+    """Pearson and Spearman correlation, mean squared error, R2."""
+    p, r = np.asarray(predictions, dtype=float), np.asarray(references, dtype=float)
+    mse = float(np.mean((p - r) ** 2))
+    spread = float(np.var(r))
+    return {
+        "pearson": _correlation(p, r),
+        "spearman": _correlation(stats.rankdata(p), stats.rankdata(r)),
+        "mse": mse,
+        "r2": 1.0 - mse / spread if spread > 0 else 0.0,
+    }
+
+
+def tagging(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
+    """Entity precision, recall and F1 of BIO tags as conlleval counts them; accuracy over words.
+
+    Tags without B- and I- (parts of speech) have no entities: then `f1` is the macro F1 over tags.
+    """
+    for i, (p, r) in enumerate(zip(predictions, references, strict=True)):
+        if len(p) != len(r):
+            raise DataError(f"row {i + 1} has {len(p)} predicted and {len(r)} reference tags; one for each is needed")
+    flat_p, flat_r = [t for row in predictions for t in row], [t for row in references for t in row]
+    accuracy = float(np.mean([p == r for p, r in zip(flat_p, flat_r, strict=True)])) if flat_r else 0.0
+    if not is_bio(flat_r):
+        return {"f1": float(cast("float", _f1(flat_r, flat_p, average="macro"))), "accuracy": accuracy}
+    rows = [list(row) for row in references], [list(row) for row in predictions]
+    undefined = cast("Any", 0)
+    return {
+        "f1": float(cast("float", entity_f1(*rows, zero_division=undefined))),
+        "precision": float(cast("float", entity_precision(*rows, zero_division=undefined))),
+        "recall": float(cast("float", entity_recall(*rows, zero_division=undefined))),
+        "accuracy": accuracy,
+    }
+
+
+def is_bio(tags: Sequence[str]) -> bool:
+    """Whether every tag is O or has a prefix of the BIO family (B-, I-, E-, S-)."""
+    return all(tag == "O" or tag[:2] in {"B-", "I-", "E-", "S-"} for tag in tags)
+
+
+def _f1(references: Any, predictions: Any, **how: Any) -> Any:
+    return sk.f1_score(references, predictions, zero_division=cast("Any", 0), **how)
+
+
+def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / size if size > 0 else 0.0

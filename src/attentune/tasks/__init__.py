@@ -1,0 +1,36 @@
+"""Tasks: text -> tokens -> loss -> answers -> scores. Knows no method and no backbone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from attentune.errors import StoreError
+from attentune.tasks.classify import Classification, MultiLabel, Regression
+from attentune.tasks.data import Data, load_data
+from attentune.tasks.tag import Tagging
+from attentune.tasks.task import Answer, Features, Task
+
+__all__ = ["KINDS", "Answer", "Data", "Features", "Task", "load_data", "task_from_card", "task_of"]
+
+KINDS: dict[str, type[Task]] = {task.kind: task for task in (Classification, MultiLabel, Regression, Tagging)}
+
+
+def task_of(data: Data) -> Task:
+    """The task that the data make."""
+    if data.kind == "regression":
+        return Regression.of([row["label"] for row in data.train], data.pair)
+    if data.kind == "tagging":
+        return Tagging(data.labels)
+    return (
+        Classification(data.labels, data.pair) if data.kind == "classification" else MultiLabel(data.labels, data.pair)
+    )
+
+
+def task_from_card(card: Mapping[str, Any]) -> Task:
+    """The task that `Task.to_card` described."""
+    kind = card.get("kind")
+    if kind not in KINDS:
+        raise StoreError(f"the task card names kind {kind!r}; the kinds are {', '.join(KINDS)}")
+    try:
+        return KINDS[kind].from_card(card)
+    except KeyError as error:
+        raise StoreError(f"the task card of kind {kind} has no {error.args[0]!r}") from error

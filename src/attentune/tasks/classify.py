@@ -1,0 +1,215 @@
+"""One text or a pair of texts -> a class, a set of classes, or a number."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from attentune.evaluation import metrics
+from attentune.evaluation.metrics import Scores
+from attentune.evaluation.probabilities import sigmoid, softmax
+from attentune.tasks.sources import Row
+from attentune.tasks.task import Answer, Features, Logits, Task
+
+
+class TextTask(Task):
+    """What the tasks on whole texts share: tokenisation and cards."""
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> list[Features]:
+        """Texts (or pairs, the longer one cut first) -> features."""
+        if not rows:
+            return []
+        encoded = tokenizer(
+            [row["text"] for row in rows],
+            [row["text_pair"] for row in rows] if self.pair else None,
+            truncation=True,
+            max_length=max_length,
+            verbose=False,
+        )
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        cut = self._cut(tokenizer, rows, [i for i, n in enumerate(lengths) if n >= max_length], max_length)
+        return [
+            Features(
+                inputs={name: list(encoded[name][i]) for name in encoded},
+                target=self.target(row["label"]) if "label" in row else None,
+                truncated=i in cut,
+            )
+            for i, row in enumerate(rows)
+        ]
+
+    def _cut(self, tokenizer: Any, rows: Sequence[Row], full: list[int], max_length: int) -> set[int]:
+        """Of the rows that fill `max_length`, those that had more to say."""
+        if not full:
+            return set()
+        pairs = [rows[i]["text_pair"] for i in full] if self.pair else None
+        whole = tokenizer([rows[i]["text"] for i in full], pairs, truncation=False, verbose=False)["input_ids"]
+        return {i for i, ids in zip(full, whole, strict=True) if len(ids) > max_length}
+
+    @abstractmethod
+    def target(self, label: Any) -> Any:
+        """The label of a row -> what the loss compares with."""
+
+    def to_card(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"kind": self.kind, "labels": list(self.labels), "pair": self.pair}
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> Self:
+        """The task of a card."""
+        return cls(labels=tuple(card["labels"]), pair=bool(card["pair"]))  # pyright: ignore[reportCallIssue]
+
+
+@dataclass(frozen=True)
+class Classification(TextTask):
+    """Exactly one class a row. Answers: `label`, its `score`, `probabilities` by class."""
+
+    kind: ClassVar[str] = "classification"
+    labels: tuple[str, ...]
+    pair: bool = False
+
+    def target(self, label: str) -> int:
+        """Class name -> its number."""
+        return self.labels.index(label)
+
+    def target_tensor(self, targets: Sequence[int], length: int, left: bool = False) -> Tensor:
+        """-> [B] class numbers."""
+        return torch.tensor(targets)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy: logits [B,C], targets [B] -> [B]."""
+        return F.cross_entropy(logits.float(), targets, reduction="none")
+
+    def decode(self, logits: Sequence[Logits], features: Sequence[Features], temperature: float = 1.0) -> list[Answer]:
+        """Logits [C] a row -> answers."""
+        return [self._answer(softmax(z, temperature), f) for z, f in zip(logits, features, strict=True)]
+
+    def _answer(self, p: Logits, features: Features) -> Answer:
+        best = int(p.argmax())
+        return {
+            "label": self.labels[best],
+            "score": float(p[best]),
+            "probabilities": by_name(self.labels, p),
+            "truncated": features.truncated,
+        }
+
+    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
+        """Accuracy, macro F1, Matthews."""
+        return metrics.score(self.kind, [a["label"] for a in answers], [row["label"] for row in rows])
+
+
+@dataclass(frozen=True)
+class MultiLabel(TextTask):
+    """Any number of classes a row: those whose probability is at least `threshold`.
+
+    Answers: `labels`, `probabilities`.
+    """
+
+    kind: ClassVar[str] = "multilabel"
+    labels: tuple[str, ...]
+    pair: bool = False
+    threshold: float = 0.5
+
+    def target(self, label: Sequence[str]) -> list[float]:
+        """Class names -> 0 or 1 for each class."""
+        return [float(name in label) for name in self.labels]
+
+    def target_tensor(self, targets: Sequence[list[float]], length: int, left: bool = False) -> Tensor:
+        """-> [B,C] of 0 and 1."""
+        return torch.tensor(targets)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Binary cross-entropy: logits [B,C], targets [B,C] -> [B], the mean over classes."""
+        return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").mean(-1)
+
+    def decode(self, logits: Sequence[Logits], features: Sequence[Features], temperature: float = 1.0) -> list[Answer]:
+        """Logits [C] a row -> answers."""
+        return [self._answer(sigmoid(z, temperature), f) for z, f in zip(logits, features, strict=True)]
+
+    def _answer(self, p: Logits, features: Features) -> Answer:
+        return {
+            "labels": [name for name, value in zip(self.labels, p, strict=True) if value >= self.threshold],
+            "probabilities": by_name(self.labels, p),
+            "truncated": features.truncated,
+        }
+
+    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
+        """Micro and macro F1, exact match."""
+        return metrics.score(
+            self.kind, [self.target(a["labels"]) for a in answers], [self.target(row["label"]) for row in rows]
+        )
+
+    def to_card(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**super().to_card(), "threshold": self.threshold}
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> Self:
+        """The task of a card."""
+        return cls(tuple(card["labels"]), bool(card["pair"]), float(card["threshold"]))
+
+
+@dataclass(frozen=True)
+class Regression(TextTask):
+    """A number a row; the head learns (y - mean) / std of the training targets.
+
+    Answers: `value`, in y's own unit.
+    """
+
+    kind: ClassVar[str] = "regression"
+    labels: tuple[str, ...] = ()
+    pair: bool = False
+    mean: float = 0.0
+    std: float = 1.0
+
+    @classmethod
+    def of(cls, values: Sequence[float], pair: bool = False) -> Self:
+        """The task whose unit is that of these training targets."""
+        return cls(pair=pair, mean=float(np.mean(values)), std=float(np.std(values)) or 1.0)
+
+    @property
+    def num_outputs(self) -> int:
+        """One number."""
+        return 1
+
+    def target(self, label: float) -> float:
+        """The label y -> (y - mean) / std."""
+        return (label - self.mean) / self.std
+
+    def target_tensor(self, targets: Sequence[float], length: int, left: bool = False) -> Tensor:
+        """-> [B] standardised numbers."""
+        return torch.tensor(targets, dtype=torch.float32)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Squared error in standard units: logits [B,1], targets [B] -> [B]."""
+        return (logits.float().squeeze(-1) - targets) ** 2
+
+    def decode(self, logits: Sequence[Logits], features: Sequence[Features], temperature: float = 1.0) -> list[Answer]:
+        """Logits [1] a row -> answers; a number has no temperature."""
+        return [
+            {"value": float(z[0]) * self.std + self.mean, "truncated": f.truncated}
+            for z, f in zip(logits, features, strict=True)
+        ]
+
+    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
+        """Pearson, Spearman, MSE, R2."""
+        return metrics.score(self.kind, [a["value"] for a in answers], [row["label"] for row in rows])
+
+    def to_card(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**super().to_card(), "mean": self.mean, "std": self.std}
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> Self:
+        """The task of a card."""
+        return cls(pair=bool(card["pair"]), mean=float(card["mean"]), std=float(card["std"]))
+
+
+def by_name(labels: Sequence[str], values: Logits) -> dict[str, float]:
+    """Numbers by class name, in the order of the labels."""
+    return {name: float(value) for name, value in zip(labels, values, strict=True)}

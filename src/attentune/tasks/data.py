@@ -1,0 +1,151 @@
+"""Any source -> `Data`: checked rows of every split, the labels, and what was guessed on the way.
+
+A validation split is made when none is given: seeded, and stratified where rows have one class. Labels are read from
+the whole training split before that, so a made split never holds an unknown one.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from attentune.errors import ConfigError, DataError
+from attentune.tasks.columns import KINDS, Columns, choose, guess_kind
+from attentune.tasks.rows import check_known, check_rows, classes_of
+from attentune.tasks.sources import Raw, Row, Source, read
+
+ALIASES = {"pair": "classification", "single": "classification", "token": "tagging", "ner": "tagging"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Checked rows of one task. `notes` says in plain sentences what was guessed or made."""
+
+    kind: str
+    columns: Columns
+    labels: tuple[str, ...]
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row] = field(default_factory=list[Row])
+    notes: tuple[str, ...] = ()
+
+    @property
+    def pair(self) -> bool:
+        """Whether rows are pairs of texts."""
+        return self.columns.pair
+
+
+def load_data(
+    source: Source | Data,
+    kind: str | None = None,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    validation: float = 0.1,
+    seed: int = 0,
+) -> Data:
+    """Read, guess, check and split.
+
+    `kind` is one of classification (pair), multilabel, regression, tagging; `text` and `label` name columns;
+    `validation` is the share of training rows that is set aside when the source has no validation split.
+    """
+    if isinstance(source, Data):
+        return source
+    if kind is not None and (kind := ALIASES.get(kind, kind)) not in KINDS:
+        raise ConfigError(f"no task kind {kind!r}; the kinds are {', '.join(KINDS)}")
+    raw = read(source)
+    if "train" not in raw:
+        raise DataError(f"no train split; the splits are {', '.join(raw)}")
+    columns = choose(raw["train"].columns, text, label)
+    notes = [f"columns: {columns.shown()}"]
+    if kind is None:
+        kind = _guess(raw["train"], columns)
+        notes.append(f"task: {kind}")
+    splits = {name: check_rows(split.rows, columns, kind, name) for name, split in _with_labels(raw, columns, notes)}
+    labels = _labels(raw["train"], splits["train"], columns, kind)
+    for name, rows in splits.items():
+        check_known(rows, kind, labels, name)
+    train, held_out = splits["train"], splits.get("validation")
+    if held_out is None:
+        train, held_out = split_off(train, kind, validation, seed)
+        notes.append(f"validation: {len(held_out)} of {len(splits['train'])} training rows set aside (seed {seed})")
+    return Data(kind, columns, labels, train, held_out, splits.get("test", []), tuple(notes))
+
+
+def load_rows(source: Source, columns: Columns, kind: str, split: str | None = None) -> list[Row]:
+    """Labelled rows to score: of `split`, else of the only split there is, else of the test split.
+
+    Columns are those of training where the source has them, else guessed.
+    """
+    raw = read(source)
+    if split is not None and split not in raw:
+        raise DataError(f"no split {split!r}; the splits are {', '.join(raw)}")
+    name = split or (next(iter(raw)) if len(raw) == 1 else next(n for n in ("test", "validation", "train") if n in raw))
+    names = raw[name].columns
+    if columns.label is None or not {*columns.inputs, columns.label} <= set(names):
+        columns = choose(names)
+    return check_rows(raw[name].rows, columns, kind, name)
+
+
+def _guess(raw: Raw, columns: Columns) -> str:
+    assert columns.label is not None
+    first = columns.inputs[0]
+    kind = guess_kind((row.get(first) for row in raw.rows), (row.get(columns.label) for row in raw.rows))
+    if kind == "classification":
+        distinct = len({str(row.get(columns.label)) for row in raw.rows})
+        if len(raw.rows) >= 20 and distinct > len(raw.rows) / 2:
+            raise DataError(
+                f"column {columns.label!r} has {distinct} different values in {len(raw.rows)} rows, too many for "
+                "classes; name another label column, or the task: regression"
+            )
+    if kind != "tagging" and columns.inputs[0] in raw.classes:
+        raise DataError(f"column {columns.inputs[0]!r} holds classes, not text; name the text column")
+    return kind
+
+
+def _with_labels(raw: dict[str, Raw], columns: Columns, notes: list[str]) -> list[tuple[str, Raw]]:
+    """The splits that have labels; a hub's test split often hides them all, which is no error of the user."""
+    kept: list[tuple[str, Raw]] = []
+    for name, split in raw.items():
+        if name == "test" and all(row.get(columns.label or "") is None for row in split.rows):
+            notes.append("test: left out, it has no labels")
+        else:
+            kept.append((name, split))
+    return kept
+
+
+def _labels(raw: Raw, rows: list[Row], columns: Columns, kind: str) -> tuple[str, ...]:
+    labels = raw.classes.get(columns.label or "") or classes_of(rows, kind)
+    if kind in {"classification", "tagging"} and len(labels) < 2:
+        raise DataError(f"training has one class only, {', '.join(labels)}; at least two are needed")
+    if kind == "multilabel" and not labels:
+        raise DataError("no training row has a label; at least one is needed")
+    return labels if kind != "regression" else ()
+
+
+def split_off(rows: list[Row], kind: str, share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Rows -> (what stays, what is set aside), each in the old order; classes in proportion."""
+    if not 0 < share < 1:
+        raise ConfigError(f"the validation share lies between 0 and 1, found {share}")
+    if len(rows) < 2:
+        raise DataError("one training row only; a validation split needs at least two rows")
+    count = min(max(round(len(rows) * share), 1), len(rows) - 1)
+    by_class = kind == "classification"
+    chosen = set(_spread(rows, (lambda row: row["label"]) if by_class else (lambda row: ""), seed)[:count])
+    stay = [row for i, row in enumerate(rows) if i not in chosen]
+    return stay, [row for i, row in enumerate(rows) if i in chosen]
+
+
+def _spread(rows: list[Row], group: Callable[[Row], str], seed: int) -> list[int]:
+    """Indices so ordered that every beginning of the list holds the groups in proportion; lone rows come last."""
+    rng = random.Random(seed)
+    members: defaultdict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        members[group(row)].append(i)
+    keys: dict[int, float] = {}
+    for name in sorted(members):
+        indices = members[name]
+        rng.shuffle(indices)
+        start = rng.random()
+        for rank, i in enumerate(indices):
+            keys[i] = (rank + start) / len(indices) if len(indices) > 1 else 2.0
+    return sorted(keys, key=lambda i: (keys[i], i))

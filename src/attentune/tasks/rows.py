@@ -1,0 +1,135 @@
+"""Raw rows -> checked rows of one kind of task, or one clear error that names the split and the row.
+
+A checked row is `{"text", ["text_pair"], "label"}` or `{"tokens", "tags"}`. A label is a class name, a list of class
+names (multilabel) or a number (regression). Rows to predict have no label and no tags.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+from attentune.errors import DataError
+from attentune.tasks.columns import Columns, is_number
+from attentune.tasks.sources import Row
+
+
+def check_rows(rows: Sequence[Row], columns: Columns, kind: str, split: str = "the data") -> list[Row]:
+    """Rows of a table -> rows of the task; labels are read where `columns.label` names their column."""
+    parse = _tagged if kind == "tagging" else _labelled
+    return [parse(row, columns, kind, f"{split} row {i}") for i, row in enumerate(rows, 1)]
+
+
+def _labelled(row: Row, columns: Columns, kind: str, where: str) -> Row:
+    keys = ("text", "text_pair")
+    out: Row = {key: _text(row, name, where) for key, name in zip(keys, columns.inputs, strict=False)}
+    if columns.label is not None:
+        out["label"] = LABEL_READERS[kind](_cell(row, columns.label, where), f"{where}, column {columns.label!r}")
+    return out
+
+
+def _tagged(row: Row, columns: Columns, kind: str, where: str) -> Row:
+    tokens = _words(_cell(row, columns.inputs[0], where), f"{where}, column {columns.inputs[0]!r}")
+    if columns.label is None:
+        return {"tokens": tokens}
+    tags = _words(_cell(row, columns.label, where), f"{where}, column {columns.label!r}")
+    if len(tokens) != len(tags):
+        raise DataError(f"{where} has {len(tokens)} tokens and {len(tags)} tags; one tag for each token is needed")
+    return {"tokens": tokens, "tags": tags}
+
+
+def _cell(row: Row, name: str, where: str) -> Any:
+    if name not in row:
+        raise DataError(f"{where} has no column {name!r}; it has {', '.join(row)}")
+    return row[name]
+
+
+def _text(row: Row, name: str, where: str) -> str:
+    value = _cell(row, name, where)
+    if not isinstance(value, str):
+        raise DataError(f"{where}, column {name!r}: wanted a text, found {_shown(value)}")
+    if not value.strip():
+        raise DataError(f"{where}, column {name!r}: the text is empty")
+    return value
+
+
+def _words(value: Any, where: str) -> list[str]:
+    if isinstance(value, str):
+        value = value.split()
+    if not isinstance(value, list):
+        raise DataError(f"{where}: wanted a list of words, found {_shown(value)}")
+    words = cast("list[Any]", value)
+    if not words:
+        raise DataError(f"{where}: the list is empty")
+    for word in words:
+        if not isinstance(word, str) or not word.strip():
+            raise DataError(f"{where}: wanted words, found {_shown(word)}")
+    return words
+
+
+def class_name(value: Any, where: str) -> str:
+    """One label cell -> its class name: texts as they are, whole numbers and booleans as text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    raise DataError(f"{where}: wanted a class, found {_shown(value)}")
+
+
+def class_names(value: Any, where: str) -> list[str]:
+    """One label cell -> its class names: a list, or one text with '|' between names; none is allowed."""
+    if isinstance(value, str):
+        value = [part for part in value.split("|") if part.strip()]
+    if not isinstance(value, list):
+        raise DataError(f"{where}: wanted a list of classes or 'a|b', found {_shown(value)}")
+    return sorted({class_name(part, where) for part in cast("list[Any]", value)})
+
+
+def number(value: Any, where: str) -> float:
+    """One label cell -> a finite number."""
+    if not is_number(value):
+        raise DataError(f"{where}: wanted a number, found {_shown(value)}")
+    return float(value)
+
+
+LABEL_READERS: dict[str, Callable[[Any, str], Any]] = {
+    "classification": class_name,
+    "multilabel": class_names,
+    "regression": number,
+}
+
+
+def classes_of(rows: Iterable[Row], kind: str) -> tuple[str, ...]:
+    """The class names (tags) that occur, in order of name, whole numbers in order of size, O first."""
+    if kind == "regression":
+        return ()
+    names: set[str] = set()
+    for row in rows:
+        found = row["tags"] if kind == "tagging" else row["label"]
+        names.update([found] if isinstance(found, str) else found)
+    if all(name.lstrip("-").isdigit() for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names, key=lambda name: (name != "O" or kind != "tagging", name)))
+
+
+def check_known(rows: Iterable[Row], kind: str, labels: Sequence[str], split: str) -> None:
+    """Every class of these rows is among `labels`, or a DataError names the first row where one is not."""
+    if kind == "regression":
+        return
+    known = set(labels)
+    for i, row in enumerate(rows, 1):
+        found = row["tags"] if kind == "tagging" else row["label"]
+        for name in [found] if isinstance(found, str) else found:
+            if name not in known:
+                raise DataError(f"{split} row {i} has label {name!r}, which training does not know: {_some(labels)}")
+
+
+def _some(names: Sequence[str], limit: int = 20) -> str:
+    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == "":
+        return "nothing"
+    text = repr(value)
+    return f"{type(value).__name__} {text[:57] + '...' if len(text) > 60 else text}"

@@ -1,0 +1,217 @@
+"""Files, folders, hub data sets and Python rows -> raw splits of plain rows. Knows no task.
+
+Reading goes through the `datasets` library. Class numbers become class names here, so that nothing later sees a number
+for a class.
+"""
+
+import csv
+import gzip
+import tempfile
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+
+from attentune.errors import DataError
+
+Row = dict[str, Any]
+Source = str | Path | Sequence[Row] | Mapping[str, Any] | datasets.Dataset | datasets.DatasetDict
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One split as it was read: rows of plain values, and the class names of columns that carry their own."""
+
+    rows: list[Row]
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns, in the order of the first row."""
+        return list(self.rows[0]) if self.rows else []
+
+
+def read(source: Source) -> dict[str, Raw]:
+    """A file, a folder of split files, a hub id (`owner/name` or `owner/name:config`), rows or data sets -> raw splits.
+
+    The keys are among train, validation and test; rows of one file or one list are `train`.
+    """
+    if isinstance(source, str | Path):
+        raw = _read_name(source)
+    elif isinstance(source, Mapping):
+        raw = {_split_name(str(name)): _raw(split) for name, split in cast("Mapping[str, Any]", source).items()}
+    else:
+        raw = {"train": _raw(source)}
+    for name, split in raw.items():
+        if not split.rows:
+            raise DataError(f"the {name} split of {_shown(source)} has no rows; at least one is needed")
+    return raw
+
+
+def _read_name(source: str | Path) -> dict[str, Raw]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return {split: _read_file(file) for split, file in _split_files(path).items()}
+    if path.is_file():
+        return {"train": _read_file(path)}
+    if _format(path) or isinstance(source, Path) or str(source).startswith((".", "/", "~")):
+        raise DataError(f"no data at {source}: wanted a file ({', '.join(FORMATS)}, also .gz), a folder or a hub id")
+    return _read_hub(source)
+
+
+def _split_files(folder: Path) -> dict[str, Path]:
+    files = sorted(f for f in folder.iterdir() if f.is_file() and _format(f))
+    by_stem = {f.name.split(".")[0].lower(): f for f in files}
+    found = {
+        split: by_stem[alias] for split, aliases in SPLITS.items() for alias in reversed(aliases) if alias in by_stem
+    }
+    if found:
+        return found
+    if len(files) == 1:
+        return {"train": files[0]}
+    names = ", ".join(f.name for f in files) or "no data file"
+    raise DataError(f"{folder} has {names}; wanted train, validation and test files ({', '.join(FORMATS)}, also .gz)")
+
+
+def _format(path: Path) -> str | None:
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def _read_file(path: Path) -> Raw:
+    kind = _format(path)
+    if kind is None:
+        raise DataError(f"cannot tell the format of {path.name}; wanted one of {', '.join(FORMATS)} (also with .gz)")
+    if not path.stat().st_size:
+        raise DataError(f"{path} is empty; at least one row is needed")
+    options = _table_options(path) if kind == "csv" else {}
+    with tempfile.TemporaryDirectory(prefix="attentune-data-") as cache, _quiet():
+        try:
+            loaded = datasets.load_dataset(
+                kind,
+                data_files={"train": str(path)},
+                split="train",
+                cache_dir=cache,
+                download_config=datasets.DownloadConfig(cache_dir=cache),
+                keep_in_memory=True,
+                **options,
+            )
+        except Exception as error:  # the library raises many unrelated types for one bad file
+            raise DataError(f"cannot read {path} as {kind}: {_reason(error)}") from error
+        return _raw(loaded)
+
+
+def _table_options(path: Path) -> dict[str, Any]:
+    """Every cell is read as text: 'NA' is a word, '007' keeps its zeros."""
+    tabs = ".tsv" in [s.lower() for s in path.suffixes]
+    delimiter, quoting = "\t" if tabs else ",", csv.QUOTE_MINIMAL
+    try:
+        with _open_text(path) as lines:
+            header, first = islice(chain(csv.reader(lines, delimiter=delimiter), ((), ())), 2)
+        if not header or not first:
+            raise DataError(f"{path} has no rows; wanted a line of column names and at least one row")
+        if tabs and not _quotes_close(path):
+            # A row of a TSV is one line: quotes that would join two lines are part of the text.
+            quoting = csv.QUOTE_NONE
+    except (UnicodeDecodeError, OSError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {_reason(error)}") from error
+    text = datasets.Features({name: datasets.Value("string") for name in header})
+    return {"delimiter": delimiter, "quoting": quoting, "keep_default_na": False, "features": text}
+
+
+def _quotes_close(path: Path) -> bool:
+    with _open_text(path) as lines:
+        return all(cell.count("\n") == 0 for row in _tab_rows(lines) for cell in row)
+
+
+def _tab_rows(lines: Iterator[str]) -> Iterator[list[str]]:
+    csv.field_size_limit(2**31 - 1)
+    return csv.reader(lines, delimiter="\t")
+
+
+@contextmanager
+def _open_text(path: Path) -> Generator[Iterator[str]]:
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as lines:
+        yield cast("Iterator[str]", lines)
+
+
+def _read_hub(name: str) -> dict[str, Raw]:
+    hub_id, _, config = name.partition(":")
+    with _quiet():
+        try:
+            loaded = datasets.load_dataset(hub_id, config or None)
+        except Exception as error:  # offline, unknown and gated data sets raise unrelated types
+            raise DataError(f"{name!r} is no file or folder, and no hub data set: {_reason(error)}") from error
+    splits = {str(key): split for key, split in loaded.items()}
+    known = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
+    raw = {known[key]: _raw(split) for key, split in splits.items() if key in known}
+    if "train" not in raw:
+        raise DataError(f"hub data set {name!r} has no train split; it has {', '.join(splits)}")
+    return raw
+
+
+def _split_name(name: str) -> str:
+    for split, aliases in SPLITS.items():
+        if name.lower() in aliases:
+            return split
+    raise DataError(f"no split {name!r}; the splits are {', '.join(SPLITS)}")
+
+
+def _raw(split: Any) -> Raw:
+    if not isinstance(split, datasets.Dataset):
+        if not isinstance(split, Sequence) or not all(isinstance(row, Mapping) for row in cast("Sequence[Any]", split)):
+            raise DataError(f"wanted a list of rows (dicts) or a datasets.Dataset, found {type(split).__name__}")
+        return Raw([dict(row) for row in cast("Sequence[Mapping[str, Any]]", split)])
+    classes = {
+        name: tuple(feature.names)
+        for name, column in split.features.items()
+        if isinstance(feature := getattr(column, "feature", column), datasets.ClassLabel)
+    }
+    rows = cast("list[Row]", split.to_list())
+    for row in rows:
+        for name, names in classes.items():
+            row[name] = _named(row[name], names)
+    return Raw(rows, classes)
+
+
+def _named(value: Any, names: tuple[str, ...]) -> Any:
+    """Class number(s) -> class name(s); -1, the hub's sign for a hidden label, becomes None."""
+    if isinstance(value, list):
+        return [_named(v, names) for v in cast("list[Any]", value)]
+    return names[value] if value is not None and value >= 0 else None
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _shown(source: Source) -> str:
+    return str(source) if isinstance(source, str | Path) else "the data"
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    shown = not datasets.utils.are_progress_bars_disabled()
+    datasets.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.utils.enable_progress_bars()

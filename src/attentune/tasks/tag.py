@@ -1,0 +1,163 @@
+"""A label for every word (BIO) -> labelled spans.
+
+Words are joined by one space and tokenised as one text; a word's label stands at its first token, found through the
+tokenizer's character offsets. So lists of words and plain texts take the same path, whatever the tokenizer does with
+spaces, and a span can always be cut out of the text.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from attentune.errors import UnsupportedError
+from attentune.evaluation import metrics
+from attentune.evaluation.metrics import Scores
+from attentune.evaluation.probabilities import softmax
+from attentune.tasks.sources import Row
+from attentune.tasks.task import IGNORED, Answer, Features, Logits, Task, Word, padded
+
+WORD = re.compile(r"(?:[^\W\d_]\.){2,}|\w+(?:[-.,:'’&@/]\w+)*|\S")
+"""A word of plain text: an abbreviation with dots, letters and digits with inner marks, or one other sign."""
+
+
+@dataclass(frozen=True)
+class Tagging(Task):
+    """One tag a word. Answers: `spans` (`text`, `label`, `start`, `end`, `score`); for lists of words also `tags`.
+
+    `start` and `end` count characters of the text, or of the words joined by one space. A span's `score` is the mean
+    probability of its words' tags. Tags without B- and I- (parts of speech) make every word a span.
+    """
+
+    kind: ClassVar[str] = "tagging"
+    head: ClassVar[Literal["sequence", "token"]] = "token"
+    labels: tuple[str, ...]
+    pair: bool = False
+
+    @property
+    def outside(self) -> str:
+        """The tag of words that no token stands for (cut off): O, or the first tag where there is no O."""
+        return "O" if "O" in self.labels else self.labels[0]
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> list[Features]:
+        """Rows with `tokens` or a plain `text` -> features with one Word for each word."""
+        if not rows:
+            return []
+        if not tokenizer.is_fast:
+            raise UnsupportedError("tagging needs a fast tokenizer, which knows where in the text a token stands")
+        texts = [row["text"] if "text" in row else " ".join(row["tokens"]) for row in rows]
+        encoded = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True, verbose=False)
+        offsets: list[list[tuple[int, int]]] = encoded.pop("offset_mapping")
+        return [
+            self._features(row, {name: list(encoded[name][i]) for name in encoded}, offsets[i], max_length)
+            for i, row in enumerate(rows)
+        ]
+
+    def _features(
+        self, row: Row, inputs: dict[str, list[int]], offsets: Sequence[tuple[int, int]], max_length: int
+    ) -> Features:
+        words = align(word_spans(row), offsets)
+        target = None
+        if "tags" in row:
+            target = [IGNORED] * len(offsets)
+            for word, tag in zip(words, row["tags"], strict=True):
+                if word.position is not None:
+                    target[word.position] = self.labels.index(tag)
+        read = max((end for _, end in offsets), default=0)
+        cut = len(offsets) >= max_length and bool(words) and words[-1].end > read
+        return Features(inputs, target, truncated=cut, words=words)
+
+    def target_tensor(self, targets: Sequence[list[int]], length: int, left: bool = False) -> Tensor:
+        """-> [B,T] tag numbers, -100 where no word begins."""
+        return torch.tensor([padded(t, length, IGNORED, left) for t in targets])
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy: logits [B,T,C], targets [B,T] -> [B], the mean over a row's words (0 without words)."""
+        each = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
+        return each.sum(-1) / (targets != IGNORED).sum(-1).clamp(min=1)
+
+    def decode(self, logits: Sequence[Logits], features: Sequence[Features], temperature: float = 1.0) -> list[Answer]:
+        """Logits [T,C] a row -> answers."""
+        return [self._answer(softmax(z, temperature), f) for z, f in zip(logits, features, strict=True)]
+
+    def _answer(self, p: Logits, features: Features) -> Answer:
+        tags: list[str] = []
+        scores: list[float] = []
+        for word in features.words:
+            best = None if word.position is None else int(p[word.position].argmax())
+            tags.append(self.outside if best is None else self.labels[best])
+            scores.append(0.0 if best is None else float(p[word.position, best]))
+        spans = [_span(features.words[a:b], name, scores[a:b]) for a, b, name in spans_of(tags)]
+        words = [word.text for word in features.words]
+        return {"spans": spans, "words": words, "tags": tags, "truncated": features.truncated}
+
+    def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
+        """Entity precision, recall and F1; a word that was cut off counts as untagged."""
+        return metrics.score(self.kind, [a["tags"] for a in answers], [row["tags"] for row in rows])
+
+    def to_card(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"kind": self.kind, "labels": list(self.labels)}
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> Self:
+        """The task of a card."""
+        return cls(tuple(card["labels"]))
+
+
+def word_spans(row: Row) -> list[tuple[str, int, int]]:
+    """The words of a row with their characters [start, end) in its text."""
+    if "tokens" not in row:
+        return [(m.group(), m.start(), m.end()) for m in WORD.finditer(row["text"])]
+    spans: list[tuple[str, int, int]] = []
+    start = 0
+    for token in row["tokens"]:
+        spans.append((token, start, start + len(token)))
+        start += len(token) + 1
+    return spans
+
+
+def align(words: Sequence[tuple[str, int, int]], offsets: Sequence[tuple[int, int]]) -> tuple[Word, ...]:
+    """Words and the characters [start, end) of T tokens -> words with the position of their first token.
+
+    A token belongs to the word of its last character, as some tokenizers count the space before a word to its token.
+    Special tokens are empty, [n, n), and belong to no word.
+    """
+    first: dict[int, int] = {}
+    word = 0
+    for position, (start, end) in enumerate(offsets):
+        if end <= start:
+            continue
+        while word < len(words) and words[word][2] < end:
+            word += 1
+        if word < len(words) and words[word][1] < end:
+            first.setdefault(word, position)
+    return tuple(Word(text, start, end, first.get(i)) for i, (text, start, end) in enumerate(words))
+
+
+def spans_of(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Tags -> (first word, word after the last, label) of every span; as in conlleval an I- can open one."""
+    if not metrics.is_bio(tags):
+        return [(i, i + 1, tag) for i, tag in enumerate(tags)]
+    spans: list[tuple[int, int, str]] = []
+    for i, tag in enumerate(tags):
+        prefix, _, name = tag.partition("-")
+        before = tags[i - 1].partition("-") if i else ("O", "", "")
+        joined = prefix in {"I", "E"} and before[0] in {"B", "I"} and before[2] == name
+        if joined:
+            spans[-1] = (spans[-1][0], i + 1, name)
+        elif prefix != "O":
+            spans.append((i, i + 1, name))
+    return spans
+
+
+def _span(words: Sequence[Word], label: str, scores: Sequence[float]) -> dict[str, Any]:
+    start, end = words[0].start, words[-1].end
+    return {"text": " ".join(w.text for w in words), "label": label, "start": start, "end": end,
+            "score": float(np.mean(scores))}  # fmt: skip

@@ -1,0 +1,48 @@
+"""What many tests share: a tiny random BERT in a folder, and no network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+import string
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerBase
+
+WORDS = """
+good bad film plot the a is was not very who where when did river city Anna Paris London lives in visits price of
+ticket rain sun red blue one two three un ##seen ##ly ##s long play . , ? ! -
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 2 blocks, width 32, 64 positions, with a cased WordPiece vocabulary of some words and all letters."""
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    letters = string.ascii_letters + string.digits
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    vocabulary = [*specials, *WORDS.split(), *letters, *(f"##{c}" for c in letters)]
+    vocabulary = list(dict.fromkeys(vocabulary))
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    BertTokenizer(str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(
+            BertConfig(
+                vocab_size=len(vocabulary),
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                intermediate_size=64,
+                max_position_embeddings=64,
+            )
+        ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_bert: Path) -> PreTrainedTokenizerBase:
+    return BertTokenizer.from_pretrained(tiny_bert)

@@ -1,0 +1,230 @@
+"""Every format, every guess, and one clear error for every way in which data can be wrong."""
+
+import csv
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from attentune.errors import ConfigError, DataError
+from attentune.tasks.columns import Columns, choose
+from attentune.tasks.data import load_data, load_rows, split_off
+
+ROWS: list[dict[str, Any]] = [
+    {"text": text, "label": label}
+    for text, label in [
+        ("good film, really", "pos"),
+        ("NA", "neg"),
+        ('a "bad" plot', "neg"),
+        ("null", "pos"),
+        ("the river", "pos"),
+        ("rain é", "neg"),
+    ]
+]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows -> a file of the format that its name says."""
+    name = path.name.removesuffix(".gz")
+    if name.endswith((".csv", ".tsv")):
+        plain = path.with_name(name)
+        with plain.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if name.endswith("tsv") else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+        content = plain.read_bytes()
+    elif name.endswith(".parquet"):
+        datasets.Dataset.from_list(rows).to_parquet(path)
+        return path
+    else:
+        text = json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows))
+        content = text.encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", [f"d{s}{gz}" for s in (".csv", ".tsv", ".jsonl", ".json") for gz in ("", ".gz")] + ["d.parquet"]
+)
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    data = load_data(write(tmp_path / name, ROWS), validation=1 / 3)
+    assert data.kind == "classification"
+    assert data.labels == ("neg", "pos")
+    assert sorted(row["text"] for row in data.train + data.validation) == sorted(row["text"] for row in ROWS)
+    assert len(data.validation) == 2
+    assert data.notes[0] == "columns: text -> label"
+
+
+def test_tsv_with_quotes_that_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "d.tsv"
+    path.write_text('text\tlabel\n"Open quote\tx\nplain\ty\nanother" one\tx\n', encoding="utf-8")
+    data = load_data(path)
+    assert {row["text"] for row in data.train + data.validation} == {'"Open quote', "plain", 'another" one'}
+
+
+def test_folder_with_aliases(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl.gz", ROWS)
+    write(tmp_path / "dev.csv", ROWS[:2])
+    write(tmp_path / "test.jsonl", ROWS[2:4])
+    (tmp_path / "meta.json").write_text("{}")
+    data = load_data(tmp_path)
+    assert (len(data.train), len(data.validation), len(data.test)) == (6, 2, 2)
+    assert load_rows(tmp_path, data.columns, "classification") == data.test
+    assert load_rows(tmp_path, data.columns, "classification", split="validation") == data.validation
+
+
+def test_python_rows_and_data_sets() -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["zz", "aa"])})
+    numbered = [{"text": f"text {i}", "label": i % 2} for i in range(10)]
+    split = datasets.Dataset.from_list(numbered, features=features)
+    hidden = datasets.Dataset.from_list([{"text": "x", "label": -1}], features=features)
+    data = load_data(datasets.DatasetDict({"train": split, "test": hidden}))
+    assert data.labels == ("zz", "aa")
+    assert data.train[0]["label"] in {"zz", "aa"}
+    assert data.test == []
+    assert "test: left out, it has no labels" in data.notes
+    assert load_data(numbered).labels == ("0", "1")
+    assert load_data({"train": numbered, "dev": numbered[:3]}).validation == [
+        {"text": f"text {i}", "label": str(i % 2)} for i in range(3)
+    ]
+
+
+def test_tag_numbers_become_names() -> None:
+    features = datasets.Features(
+        {
+            "tokens": datasets.List(datasets.Value("string")),
+            "ner_tags": datasets.List(datasets.ClassLabel(names=["O", "B-PER"])),
+        }
+    )
+    rows = [{"tokens": ["Anna", "is"], "ner_tags": [1, 0]}] * 4
+    data = load_data(datasets.Dataset.from_list(rows, features=features))
+    assert data.kind == "tagging"
+    assert data.labels == ("O", "B-PER")
+    assert data.train[0] == {"tokens": ["Anna", "is"], "tags": ["B-PER", "O"]}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["text", "label"], Columns(("text",), "label")),
+        (["idx", "Sentence1", "sentence2", "score"], Columns(("Sentence1", "sentence2"), "score")),
+        (["premise", "hypothesis", "label"], Columns(("premise", "hypothesis"), "label")),
+        (["message", "reply", "intent"], Columns(("message", "reply"), "intent")),
+        (["question", "sentence", "label"], Columns(("question", "sentence"), "label")),
+        (["question", "label"], Columns(("question",), "label")),
+        (["tokens", "tags"], Columns(("tokens",), "tags")),
+        (["id", "words", "ner_tags"], Columns(("words",), "ner_tags")),
+        (["utterance", "what"], Columns(("utterance",), "what")),
+        (["text", "tags"], Columns(("text",), "tags")),
+    ],
+)
+def test_columns_are_guessed(names: list[str], expected: Columns) -> None:
+    assert choose(names) == expected
+    assert Columns.from_card(expected.to_card()) == expected
+
+
+def test_columns_are_named() -> None:
+    assert choose(["a", "b", "c", "d"], inputs=["c", "a"], label="d") == Columns(("c", "a"), "d")
+    with pytest.raises(DataError, match="no column 'z'; the columns are a, b"):
+        choose(["a", "b"], inputs=["z"])
+    with pytest.raises(DataError, match="no column looks like text; the columns are a, b"):
+        choose(["a", "b"])
+    with pytest.raises(DataError, match="no column looks like labels; the columns are text, p, q"):
+        choose(["text", "p", "q"])
+    with pytest.raises(ConfigError, match="found 3 columns"):
+        choose(["a", "b", "c"], inputs=["a", "b", "c"])
+
+
+def rows_with(labels: list[Any], name: str = "label") -> list[dict[str, Any]]:
+    return [{"text": f"text {i}", name: label} for i, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes"),
+    [
+        (["b", "a", "b"], "classification", ("a", "b")),
+        ([10, 2, 10], "classification", ("2", "10")),
+        ([True, False, True], "classification", ("false", "true")),
+        ([0.5, 1.0, 3.0], "regression", ()),
+        (["0.5", "1", "3"], "regression", ()),
+        ([["a"], ["b", "a"], []], "multilabel", ("a", "b")),
+        (["a|b", "b", ""], "multilabel", ("a", "b")),
+    ],
+)
+def test_kinds_are_guessed(labels: list[Any], kind: str, classes: tuple[str, ...]) -> None:
+    data = load_data(rows_with(labels))
+    assert (data.kind, data.labels) == (kind, classes)
+    assert f"task: {kind}" in data.notes
+
+
+def test_kind_is_named() -> None:
+    data = load_data(rows_with([1, 2, 3, 4]), kind="regression")
+    assert data.kind == "regression"
+    assert all(isinstance(row["label"], float) for row in data.train)
+    with pytest.raises(ConfigError, match="no task kind 'ranking'"):
+        load_data(rows_with([1, 2]), kind="ranking")
+
+
+def test_validation_is_stratified_and_seeded() -> None:
+    rows = [{"text": f"t{i}", "label": "abc"[0 if i < 60 else 1 if i < 99 else 2]} for i in range(100)]
+    stay, aside = split_off(rows, "classification", 0.1, seed=3)
+    assert [sum(row["label"] == c for row in aside) for c in "abc"] == [6, 4, 0]
+    assert (stay, aside) == split_off(rows, "classification", 0.1, seed=3)
+    assert aside != split_off(rows, "classification", 0.1, seed=4)[1]
+    assert sorted(stay + aside, key=lambda r: int(r["text"][1:])) == rows
+    many = [{"text": f"t{i}", "label": str(i % 77)} for i in range(77 * 5)]
+    assert len({row["label"] for row in split_off(many, "classification", 0.1, seed=0)[1]}) == 38
+
+
+def bad(rows: Any, match: str, **options: Any) -> None:
+    with pytest.raises(DataError, match=re.escape(match)) as caught:
+        load_data(rows, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_rows_name_the_row() -> None:
+    good = rows_with(["a", "b", "a"])
+    bad([*good, {"text": " ", "label": "a"}], "train row 4, column 'text': the text is empty")
+    bad([*good, {"text": None, "label": "a"}], "train row 4, column 'text': wanted a text, found nothing")
+    bad([*good, {"text": 7, "label": "a"}], "train row 4, column 'text': wanted a text, found int 7")
+    bad([*good, {"text": "x", "label": None}], "train row 4, column 'label': wanted a class, found nothing")
+    bad([*good, {"label": "a"}], "train row 4 has no column 'text'")
+    bad(
+        {"train": good, "validation": [{"text": "x", "label": "c"}]},
+        "validation row 1 has label 'c', which training does not know: a, b",
+    )
+    bad([{"text": "x", "label": v} for v in ("1.5", "much")], "train row 2", kind="regression")
+    bad(rows_with([1.0, float("nan")]), "train row 2, column 'label': wanted a number, found float nan")
+    bad(rows_with(["a"] * 4), "training has one class only, a")
+    bad(rows_with([[], []]), "no training row has a label")
+    bad(rows_with(["a"]) + rows_with(["b"])[:0], "training has one class only")
+    bad(rows_with(list(range(30))), "column 'label' has 30 different values in 30 rows")
+    bad([{"tokens": ["a", "b"], "tags": ["O"]}], "train row 1 has 2 tokens and 1 tags")
+    bad([{"tokens": [], "tags": []}], "train row 1, column 'tokens': the list is empty")
+    bad([{"tokens": ["a", ""], "tags": ["O", "O"]}], "train row 1, column 'tokens': wanted words, found nothing")
+    bad([], "the train split of the data has no rows")
+    bad("x y", "'x y' is no file or folder, and no hub data set")
+    bad({"train": good, "extra": good}, "no split 'extra'; the splits are train, validation, test")
+    bad([1, 2], "wanted a list of rows (dicts)")
+    bad({"test": good}, "no train split; the splits are test")
+
+
+def test_wrong_files(tmp_path: Path) -> None:
+    bad(tmp_path / "none.csv", "no data at")
+    bad("./none", "no data at ./none")
+    bad(tmp_path, "has no data file; wanted train")
+    for name in ("e.csv", "e.jsonl", "e.json", "e.parquet", "e.csv.gz"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(DataError, match=name):
+            load_data(tmp_path / name)
+    (tmp_path / "h.csv").write_text("text,label\n")
+    bad(tmp_path / "h.csv", "has no rows")
+    (tmp_path / "b.jsonl").write_text('{"text": "x"\nnot json\n')
+    bad(tmp_path / "b.jsonl", "cannot read")
+    (tmp_path / "x.xlsx").write_text("?")
+    bad(tmp_path / "x.xlsx", "cannot tell the format of x.xlsx")
+    bad(tmp_path, "wanted train, validation and test files")
