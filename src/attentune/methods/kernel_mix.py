@@ -1,0 +1,198 @@
+"""Kernel-mix: kernel-wise adapters (Chen, Zeng, Ji, Yang, NAACL Findings 2022, arXiv:2205.03720).
+
+Self-attention is a kernel estimator, so every head h gets its own low-rank change, and a shared one is added:
+
+    Q_h += B_h A_h x + b_h       + [S2 S1 x]_h          A_h [r_q,D], B_h [d,r_q];  shared rank s_q
+    V_h += B_h A_h z + b_h       + [S2 S1 x]_h          z = K_h (base K: A_h [r_v,d]) or x (base X: A_h [r_v,D])
+    O   += sum_h B_h A_h o_h + b + S2 S1 concat(o)      o_h: what head h gives, before the output projection
+
+Keys stay as they are. All of it is linear in what the frozen maps read, so it merges exactly: base K adds B A W_K,h to
+W_V,h. `parts` chooses among q, v and o: "qvo", or the budget-matched "qv".
+
+Where the authors' code differs: its cache keeps un-updated values (several units in the logits of a cached step); here
+the cache holds what attention reads. Its scripts leave the head frozen at random. Shared parts are scaled by alpha / s
+only where alpha > 1.5; here `alpha=None` means 1. Its start ("Houlsby": all tensors from a normal of 0.01, cut at 2) is
+`init_weights="paper"`; ours has B = 0 and b = 0, the unchanged model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attentune.errors import ConfigError
+from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
+
+
+@dataclass
+class KernelMixConfig(MethodConfig):
+    """Kernel-mix: low-rank changes head by head."""
+
+    parts: str = field(default="qvo", metadata={"help": "which of q, v, o change: any of these letters"})
+    q_rank: int = field(default=1, metadata={"help": "rank a head for q; 0: none"})
+    v_rank: int = field(default=2, metadata={"help": "rank a head for v and o; 0: none"})
+    q_shared_rank: int = field(default=2, metadata={"help": "shared rank for q; 0: none"})
+    v_shared_rank: int = field(default=4, metadata={"help": "shared rank for v and o; 0: none"})
+    v_base: str = field(
+        default="K", metadata={"help": "what the change of v reads: K the head's keys, X the block's input"}
+    )
+    alpha: float | None = field(default=None, metadata={"help": "shared parts are scaled by alpha / rank; none: by 1"})
+    biases: bool = field(
+        default=True, metadata={"help": "biases a head; false where the projections have none to merge into"}
+    )
+    dropout: float = field(default=0.1, metadata={"help": "dropout on what the low-rank maps read, in training"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.parts or set(self.parts) - set("qvo"):
+            raise ConfigError(f"parts is made of the letters q, v and o, not {self.parts!r}")
+        if self.v_base not in ("K", "X"):
+            raise ConfigError(f"v_base is K or X, not {self.v_base!r}")
+        ranks = (self.q_rank, self.v_rank, self.q_shared_rank, self.v_shared_rank)
+        if min(ranks) < 0 or not any(ranks):
+            raise ConfigError(f"ranks are at least 0 and not all 0; got {ranks}")
+
+
+def per_head(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """B_h A_h x for every head.  x [B,T,D], a [R,H,r,D], b [R,H,d,r] -> [B,T,H*d]"""
+    inner = linear(x, a.flatten(1, 2)).unflatten(-1, a.shape[1:3])
+    return _map_heads(inner, b).flatten(2)
+
+
+def from_heads(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """B_h A_h x_h, each head reading its own slice.  x [B,T,H*d], a [R,H,r,d], b [R,H,d,r] -> [B,T,H*d]"""
+    return _map_heads(_map_heads(x.unflatten(-1, (a.shape[1], -1)), a), b).flatten(2)
+
+
+def into_sum(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """sum_h B_h A_h x_h.  x [B,T,H*d], a [R,H,r,d], b [R,H,D,r] -> [B,T,D]"""
+    inner = _map_heads(x.unflatten(-1, (a.shape[1], -1)), a).flatten(2)
+    return linear(inner, b.transpose(1, 2).flatten(2))
+
+
+def linear(x: Tensor, w: Tensor) -> Tensor:
+    """X [B,T,i], w [R,o,i] -> [B,T,o]"""
+    return F.linear(x, w[0]) if len(w) == 1 else torch.bmm(x, w.transpose(1, 2))
+
+
+def _map_heads(x: Tensor, w: Tensor) -> Tensor:
+    """X [B,T,H,i], w [R,H,o,i] -> [B,T,H,o]"""
+    return (x.transpose(1, 2) @ w.transpose(-1, -2)).transpose(1, 2)
+
+
+def _shared(cfg: KernelMixConfig, p: Params, x: Tensor) -> Tensor | float:
+    if "shared_a" not in p:
+        return 0.0
+    return _scale(cfg, p) * linear(linear(x, p["shared_a"]), p["shared_b"])
+
+
+def _scale(cfg: KernelMixConfig, p: Params) -> float:
+    return 1.0 if cfg.alpha is None else cfg.alpha / p["shared_a"].shape[1]
+
+
+def _dropped(cfg: KernelMixConfig, frame: Frame, x: Tensor) -> Tensor:
+    return F.dropout(x, cfg.dropout) if frame.training and cfg.dropout else x
+
+
+def _bias(p: Params) -> Tensor | float:
+    """[R,1,H*d] (or [R,1,D] for o)"""
+    return p["head_bias"].flatten(1)[:, None] if "head_bias" in p else 0.0
+
+
+def edit_query(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
+    """X [B,T,D], y [B,T,H*d]"""
+    x = _dropped(cfg, frame, x)
+    head = per_head(x, p["head_a"], p["head_b"]) if "head_a" in p else 0.0
+    return y + head + _bias(p) + _shared(cfg, p, x)
+
+
+def edit_value(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
+    """X [B,T,D], y [B,T,H*d]"""
+    head: Tensor | float = 0.0
+    if "head_a" in p and cfg.v_base == "K":
+        head = from_heads(_dropped(cfg, frame, frame.seen[Site.KEY].to(y.dtype)), p["head_a"], p["head_b"])
+    elif "head_a" in p:
+        head = per_head(_dropped(cfg, frame, x), p["head_a"], p["head_b"])
+    return y + head + _bias(p) + _shared(cfg, p, _dropped(cfg, frame, x))
+
+
+def edit_output(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
+    """X [B,T,H*d], y [B,T,D]"""
+    x = _dropped(cfg, frame, x)
+    head = into_sum(x, p["head_a"], p["head_b"]) if "head_a" in p else 0.0
+    return y + head + _bias(p) + _shared(cfg, p, x)
+
+
+def merge(
+    cfg: KernelMixConfig, site: Site, p: Params, key_weight: Tensor, key_bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What the edits of a site add to its weight [out,in] and bias [out]; R = 1."""
+    bias = p["head_bias"][0].flatten() if "head_bias" in p else None
+    weight = torch.zeros(1, device=key_weight.device, dtype=torch.float32)
+    if "head_a" in p:
+        both = p["head_b"][0] @ p["head_a"][0]
+        if site == Site.OUTPUT:
+            weight = both.transpose(0, 1).flatten(1)
+        elif site == Site.VALUE and cfg.v_base == "K":
+            weight = (both @ key_weight.to(both.dtype).unflatten(0, (len(both), -1))).flatten(0, 1)
+            if key_bias is not None:
+                moved = (both @ key_bias.to(both.dtype).unflatten(0, (len(both), -1))[..., None]).flatten()
+                bias = moved if bias is None else bias + moved
+        else:
+            weight = both.flatten(0, 1)
+    if "shared_a" in p:
+        weight = weight + _scale(cfg, p) * p["shared_b"][0] @ p["shared_a"][0]
+    return weight, bias
+
+
+def init(cfg: KernelMixConfig, site: Site, dims: Dims) -> dict[str, Tensor]:
+    """{"head_a": [H,r,in], "head_b": [H,out,r], "head_bias": [H,d] or [D], "shared_a": [s,in], "shared_b": [out,s]}"""
+    h = dims.kv_heads if site == Site.VALUE else dims.heads
+    rank, shared = (cfg.q_rank, cfg.q_shared_rank) if site == Site.QUERY else (cfg.v_rank, cfg.v_shared_rank)
+    narrow = site == Site.OUTPUT or (site == Site.VALUE and cfg.v_base == "K")
+    width_in = dims.heads * dims.head if site == Site.OUTPUT else dims.hidden
+    width_out = dims.hidden if site == Site.OUTPUT else h * dims.head
+    p: dict[str, Tensor] = {}
+    if rank:
+        p["head_a"] = torch.empty(h, rank, dims.head if narrow else dims.hidden)
+        p["head_b"] = torch.empty(h, dims.hidden if site == Site.OUTPUT else dims.head, rank)
+    if cfg.biases:
+        p["head_bias"] = torch.empty(dims.hidden) if site == Site.OUTPUT else torch.empty(h, dims.head)
+    if shared:
+        p["shared_a"], p["shared_b"] = torch.empty(shared, width_in), torch.empty(width_out, shared)
+    for name, value in p.items():
+        if cfg.init_weights is not True:
+            value.copy_(torch.fmod(torch.randn(value.shape), 2) * (0.01 if cfg.init_weights == "paper" else 0.1))
+        elif name.endswith("_a"):
+            value.normal_(std=value.shape[-1] ** -0.5)
+        else:
+            value.zero_()
+    return p
+
+
+_SITES = {"q": Site.QUERY, "v": Site.VALUE, "o": Site.OUTPUT}
+
+
+def sites(cfg: KernelMixConfig) -> Collection[Site]:
+    """The parts that change."""
+    return [_SITES[letter] for letter in "qvo" if letter in cfg.parts]
+
+
+def taps(cfg: KernelMixConfig) -> Collection[Site]:
+    """Base K reads the keys."""
+    return (Site.KEY,) if "v" in cfg.parts and cfg.v_base == "K" and cfg.v_rank else ()
+
+
+METHOD = Method(
+    "kernel_mix",
+    KernelMixConfig,
+    {Site.QUERY: edit_query, Site.VALUE: edit_value, Site.OUTPUT: edit_output},
+    init,
+    sites=sites,
+    taps=taps,
+    merge=merge,
+)

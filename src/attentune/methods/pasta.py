@@ -1,0 +1,123 @@
+"""PASTA: special-token adaptation (Yang, Huang, Hsu, Ravikumar et al., EACL 2023, arXiv:2210.04382).
+
+    h[b, t] <- h[b, t] + dropout(e[s])     for t the s-th special token of row b, before every block
+
+The edit enters attention and residual alike; every token sees it through the attention to special tokens. One vector per
+occurrence and block: [CLS], first [SEP], second [SEP]; RoBERTa's pairs have four.
+
+Where the authors' code differs: it knows BERT's ids 101 and 102 only, and counts special tokens on the first row of the
+batch; rows with other counts get vectors on wrong tokens. Here tokens are counted row by row, and only where the mask is
+1. Its start is N(0, 0.02) (`init_weights="paper"`), ours is 0, the unchanged model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attentune.errors import ConfigError, UnsupportedError
+from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
+
+
+@dataclass
+class PastaConfig(MethodConfig):
+    """PASTA: one vector per special token and block."""
+
+    slots: int = field(
+        default=4, metadata={"help": "S: how many special tokens of a row get a vector (BERT pairs 3, RoBERTa pairs 4)"}
+    )
+    special_ids: list[int] | None = field(
+        default=None, metadata={"help": "ids of the special tokens; default: the architecture's"}
+    )
+    dropout: float = field(default=0.1, metadata={"help": "dropout on the vectors, elementwise, in training"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.slots < 1:
+            raise ConfigError(f"slots is at least 1, not {self.slots}")
+
+
+def slots_of(tokens: Tensor, special_ids: Tensor, slots: int, mask: Tensor | None = None) -> Tensor:
+    """Which special token of its row each token is, counted from the left.
+
+    tokens [B,T], special_ids [n], mask [B,T] -> one-hot [B,T,S]; ordinary and masked tokens, and special tokens beyond
+    the S-th, have no slot.
+    """
+    special = torch.isin(tokens, special_ids)
+    return one_hot(special if mask is None else special & mask, slots)
+
+
+def one_hot(special: Tensor, slots: int) -> Tensor:
+    """Special [B,T] bool -> [B,T,S]: the s-th special token of a row has a one at s."""
+    nth = special.cumsum(1) * special
+    return nth[..., None] == torch.arange(1, slots + 1, device=special.device)
+
+
+def shift_special(h: Tensor, e: Tensor, slot: Tensor) -> Tensor:
+    """h[b,t] + e[b, slot of t].  h [B,T,D], e [R,S,D] or [B,S,D], slot [B,T,S] -> [B,T,D]"""
+    if len(e) == 1:
+        return h + slot.to(e.dtype) @ e[0]
+    return h + torch.bmm(slot.to(e.dtype), e)
+
+
+def _slots(cfg: PastaConfig, frame: Frame, length: int) -> Tensor:
+    """[B,length,S] for the whole width of the stack: prompts in front and the architecture's padding have no slot."""
+
+    def make() -> Tensor:
+        if frame.tokens is None:
+            raise UnsupportedError("PASTA finds special tokens by their ids: pass input_ids, not inputs_embeds")
+        ids = torch.as_tensor(cfg.special_ids, device=frame.tokens.device)
+        special = torch.isin(frame.tokens, ids)
+        if frame.mask is not None:
+            special = special & frame.mask[:, -frame.length :]
+        if not frame.past and not torch.compiler.is_compiling() and not bool(special.any(1).all()):
+            row = int((~special.any(1)).nonzero()[0])
+            raise UnsupportedError(
+                f"PASTA acts on special tokens, and row {row} of the batch has none of {cfg.special_ids}; "
+                "tokenise with special tokens, or name their ids in special_ids"
+            )
+        if frame.cache is not None:
+            # The running count while decoding: which of all positions so far are special.
+            flags = special[:, None, :, None].float()
+            so_far = frame.recall(flags, flags)[0][:, 0, :, 0].bool()
+            slot = one_hot(so_far, cfg.slots)[:, -frame.length :]
+        else:
+            slot = one_hot(special, cfg.slots)
+        return torch.nn.functional.pad(slot, (0, 0, frame.width, length - frame.width - frame.length))
+
+    return frame.once(f"slots {length}", make)
+
+
+def resolve(cfg: PastaConfig, dims: Dims) -> None:
+    """Fill in the architecture's special tokens."""
+    if cfg.special_ids is not None:
+        return
+    named = [getattr(dims.config, s, None) if isinstance(s, str) else s for s in dims.specials]
+    ids: list[Any] = [i for one in named if one is not None for i in (one if isinstance(one, list) else [one])]
+    if not ids:
+        raise UnsupportedError(
+            f"PASTA needs special tokens, and {dims.config.model_type} names none; "
+            "architectures that do: BERT-like encoders, ModernBERT, Longformer, BigBird, BART; or set special_ids"
+        )
+    cfg.special_ids = sorted(set(ids))
+
+
+def init(cfg: PastaConfig, site: Site, dims: Dims) -> dict[str, Tensor]:
+    """{"shift": [S,D]}"""
+    start = torch.zeros(cfg.slots, dims.hidden)
+    return {"shift": start if cfg.init_weights is True else start.normal_(std=0.02)}
+
+
+def edit(cfg: PastaConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
+    """Before a block."""
+    slot, e = _slots(cfg, frame, y.shape[1]), p["shift"]
+    if frame.training and cfg.dropout:
+        drop = torch.nn.functional.dropout(slot.to(e.dtype) @ e, cfg.dropout)
+        return y + drop
+    return shift_special(y, e, slot)
+
+
+METHOD = Method("pasta", PastaConfig, {Site.BLOCK_INPUT: edit}, init, resolve=resolve)

@@ -1,0 +1,202 @@
+"""Tiny-attention adapter (Zhao, Tan, Xu, Zhao, Li, EMNLP 2022, arXiv:2211.01979).
+
+An attention of width a (often 1) inside every block, so that a position's edit depends directly on all other positions:
+
+    [q|k|v] = W1 LN(h) + b1;   q, k, v <- Wq q + bq, Wk k + bk, Wv v + bv
+    delta(h) = W2 (Wo softmax(q k' / sqrt(a / heads)) v + bo) + b2
+
+`structure` says what it reads and where it adds:
+    m0  u <- u + delta(u)          u: after the attention (and its norm), before the feed-forward part; the default
+    s0  u <- u + delta(h)          h: the block's input (parallel to the attention)
+    m1  out <- out + delta(u)      (parallel to the feed-forward part)
+    s1  out <- out + delta(h)      (parallel to the whole block)
+    seq h <- h + delta(h)          before the block
+    double_seq                     seq and m0, a module each
+
+Several experts act one after the other, u <- u + delta_j(u) / E; for deployment `average_experts` makes one of them.
+
+Where the authors' code differs: its averaging leaves the experts' LayerNorm and the head at an earlier checkpoint, so
+that another model is evaluated than is trained; here the norm is averaged too. The paper draws experts as a parallel
+mean; the code, and this file, run them in sequence. Its start is N(0, 0.02) with Xavier inside (`init_weights="paper"`);
+ours has W2 = 0, the unchanged model. Bias of the keys: softmax does not see it, so that slice never gets a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attentune.errors import ConfigError
+from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
+
+STRUCTURES = ("m0", "m1", "s0", "s1", "seq", "double_seq")
+
+
+@dataclass
+class TinyAttentionConfig(MethodConfig):
+    """Tiny attention: an attention of a few dimensions in every block."""
+
+    width: int = field(default=1, metadata={"help": "a: inner width of the attention, over all its heads"})
+    heads: int = field(default=1, metadata={"help": "heads of the tiny attention; divides width"})
+    structure: str = field(
+        default="m0", metadata={"help": "what it reads and where it adds: m0, m1, s0, s1, seq or double_seq"}
+    )
+    experts: int = field(default=1, metadata={"help": "E: modules in sequence, each with factor 1/E"})
+    dropout: float = field(default=0.1, metadata={"help": "dropout on the tiny attention's weights, in training"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.structure not in STRUCTURES:
+            raise ConfigError(f"structure is one of {', '.join(STRUCTURES)}, not {self.structure!r}")
+        if self.width < 1 or self.heads < 1 or self.width % self.heads:
+            raise ConfigError(f"heads divides width: width is {self.width}, heads is {self.heads}")
+        if self.experts < 1:
+            raise ConfigError(f"experts is at least 1, not {self.experts}")
+
+
+def project(h: Tensor, norm_weight: Tensor, norm_bias: Tensor, p: Params) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of one expert.
+
+    h [B,T,D], norm_weight, norm_bias [R,D], down_weight [R,3a,D], down_bias [R,3a], in_weight [R,3,a,a],
+    in_bias [R,3,a] -> three of [B,T,a]
+    """
+    w, a = p["down_weight"], p["in_weight"].shape[-1]
+    # Two linear maps in a row are one: [3a,D] instead of [3a,D] then 3 x [a,a] per position. The norm's scale and shift
+    # are folded in as well.
+    inner = torch.einsum("rsij,rsjd->rsid", p["in_weight"], w.unflatten(1, (3, a))).flatten(1, 2)
+    bias = (torch.einsum("rsij,rsj->rsi", p["in_weight"], p["down_bias"].unflatten(1, (3, a))) + p["in_bias"]).flatten(
+        1
+    )
+    bias = bias + torch.einsum("rsd,rd->rs", inner, norm_bias)
+    inner = inner * norm_weight[:, None]
+    h = F.layer_norm(h, h.shape[-1:])
+    qkv = F.linear(h, inner[0]) if len(inner) == 1 else torch.bmm(h, inner.transpose(1, 2))
+    q, k, v = (qkv + bias[:, None]).chunk(3, -1)
+    return q, k, v
+
+
+def tiny_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, heads: int, dropout: float = 0.0) -> Tensor:
+    """Q [B,heads,Tq,w], k, v [B,heads,Tk,w], allowed [B,1,1|Tq,Tk] bool -> [B,Tq,heads*w]"""
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+    return out.transpose(1, 2).flatten(2)
+
+
+def widen(o: Tensor, p: Params) -> Tensor:
+    """O [B,T,a], out_weight [R,a,a], out_bias [R,a], up_weight [R,D,a], up_bias [R,D] -> [B,T,D]"""
+    w = p["up_weight"] @ p["out_weight"]
+    b = (p["up_weight"] @ p["out_bias"][..., None])[..., 0] + p["up_bias"]
+    return (F.linear(o, w[0]) if len(w) == 1 else torch.bmm(o, w.transpose(1, 2))) + b[:, None]
+
+
+def delta(cfg: TinyAttentionConfig, p: Params, h: Tensor, frame: Frame, expert: int = 0) -> Tensor:
+    """What one expert adds.  h [B,T,D] -> [B,T,D]"""
+    one = {key: value[:, expert] for key, value in p.items()}
+    q, k, v = project(h, one["norm_weight"], one["norm_bias"], one)
+    split = [t.unflatten(-1, (cfg.heads, -1)).transpose(1, 2) for t in (q, k, v)]
+    here, frame.here = frame.here, f"{frame.here} {expert}"
+    keys, values = frame.recall(split[1], split[2])
+    frame.here = here
+    dropout = cfg.dropout if frame.training else 0.0
+    return widen(tiny_attention(split[0], keys, values, frame.allowed(split[0], keys), cfg.heads, dropout), one)
+
+
+def average_experts(p: Params) -> dict[str, Tensor]:
+    """One module instead of E, the mean of all their tensors, for deployment.  [..., E, ...] -> [..., 1, ...]
+
+    `p` without the row axis; the config that goes with the result has experts=1. Another function than the sequence of
+    experts, near it where they are near each other.
+    """
+    return {key: value.mean(0, keepdim=True) for key, value in p.items()}
+
+
+def init(cfg: TinyAttentionConfig, site: Site, dims: Dims) -> dict[str, Tensor]:
+    """Every tensor with a leading expert axis."""
+    e, a, d = cfg.experts, cfg.width, dims.hidden
+    p = {
+        "norm_weight": torch.ones(e, d),
+        "norm_bias": torch.zeros(e, d),
+        "down_weight": torch.empty(e, 3 * a, d).normal_(std=d**-0.5),
+        "down_bias": torch.zeros(e, 3 * a),
+        "in_weight": torch.eye(a).expand(e, 3, a, a).clone(),
+        "in_bias": torch.zeros(e, 3, a),
+        "out_weight": torch.eye(a).expand(e, a, a).clone(),
+        "out_bias": torch.zeros(e, a),
+        "up_weight": torch.zeros(e, d, a),
+        "up_bias": torch.zeros(e, d),
+    }
+    if cfg.init_weights == "paper":
+        for name in ("down_weight", "up_weight", "out_weight"):
+            p[name].normal_(std=0.02)
+        bound = (6 / (4 * a)) ** 0.5
+        p["in_weight"].uniform_(-bound, bound)
+    elif cfg.init_weights is False:
+        p = {key: value + 0.1 * torch.randn_like(value) for key, value in p.items()}
+    return p
+
+
+def _in_sequence(cfg: TinyAttentionConfig, p: Params, y: Tensor, frame: Frame) -> Tensor:
+    for expert in range(cfg.experts):
+        y = y + delta(cfg, p, y, frame, expert) / cfg.experts
+    return y
+
+
+def _parallel(cfg: TinyAttentionConfig, p: Params, read: Tensor, y: Tensor, frame: Frame) -> Tensor:
+    read = read.to(y.dtype)
+    return y + sum(delta(cfg, p, read, frame, expert) for expert in range(cfg.experts)) / cfg.experts
+
+
+def edit_input(cfg: TinyAttentionConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
+    """seq, double_seq: before the block."""
+    return _in_sequence(cfg, p, y, frame)
+
+
+def edit_attention(cfg: TinyAttentionConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
+    """m0, s0, double_seq: after the attention."""
+    if cfg.structure == "s0":
+        return _parallel(cfg, p, frame.seen[Site.BLOCK_INPUT], y, frame)
+    return _in_sequence(cfg, p, y, frame)
+
+
+def edit_output(cfg: TinyAttentionConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
+    """m1, s1: after the block."""
+    read = Site.BLOCK_INPUT if cfg.structure == "s1" else Site.ATTENTION_OUTPUT
+    return _parallel(cfg, p, frame.seen[read], y, frame)
+
+
+_SITES = {
+    "m0": (Site.ATTENTION_OUTPUT,),
+    "s0": (Site.ATTENTION_OUTPUT,),
+    "m1": (Site.BLOCK_OUTPUT,),
+    "s1": (Site.BLOCK_OUTPUT,),
+    "seq": (Site.BLOCK_INPUT,),
+    "double_seq": (Site.BLOCK_INPUT, Site.ATTENTION_OUTPUT),
+}
+_TAPS: dict[str, tuple[Site, ...]] = {
+    "s0": (Site.BLOCK_INPUT,),
+    "s1": (Site.BLOCK_INPUT,),
+    "m1": (Site.ATTENTION_OUTPUT,),
+}
+
+
+def sites(cfg: TinyAttentionConfig) -> Collection[Site]:
+    """Where this structure acts."""
+    return _SITES[cfg.structure]
+
+
+def taps(cfg: TinyAttentionConfig) -> Collection[Site]:
+    """What this structure reads from elsewhere."""
+    return _TAPS.get(cfg.structure, ())
+
+
+METHOD = Method(
+    "tiny_attention",
+    TinyAttentionConfig,
+    {Site.BLOCK_INPUT: edit_input, Site.ATTENTION_OUTPUT: edit_attention, Site.BLOCK_OUTPUT: edit_output},
+    init,
+    sites=sites,
+    taps=taps,
+)

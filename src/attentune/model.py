@@ -1,0 +1,205 @@
+"""TaskModel: a frozen backbone, a place for heads, and any number of adapters of any method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, set_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from attentune.anatomy import stacks_of
+from attentune.errors import ConfigError, StoreError, UnsupportedError
+from attentune.heads import Heads, States, TaskOutput
+from attentune.method import MethodConfig
+from attentune.sites import AdapterLayer, Stack
+from attentune.tuner import SiteTuner, rows
+
+
+class TaskModel(nn.Module):
+    """A backbone and a place for heads.
+
+    Give it to `peft.get_peft_model` with a config that has a `head`; or let it hold adapters of several methods at once
+    and give each row of a batch its own by `adapter_names`. Of an encoder-decoder the encoder is used.
+    """
+
+    base_model_prefix = "backbone"
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        config: Any = backbone.config
+        if getattr(config, "is_encoder_decoder", False) and hasattr(backbone, "get_encoder"):
+            backbone = backbone.get_encoder()  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
+        stacks_of(backbone)
+        self.backbone: Any = backbone
+        self.heads = Heads()
+        self.name_or_path: str = getattr(config, "_name_or_path", "") or ""
+        self._tuners: dict[str, SiteTuner] = {}
+        self._configs: dict[str, MethodConfig] = {}
+
+    @property
+    def config(self) -> Any:
+        """The backbone's config."""
+        return self.backbone.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return self.backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The backbone's precision."""
+        return self.backbone.dtype
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.backbone.get_input_embeddings()
+
+    def enable_input_require_grads(self) -> None:
+        """Let gradients reach checkpointed blocks."""
+        self.backbone.enable_input_require_grads()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Trade compute for memory in the backbone's blocks."""
+        self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo it."""
+        self.backbone.gradient_checkpointing_disable()
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether it is on."""
+        return self.backbone.is_gradient_checkpointing
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        adapter_names: Sequence[str] | None = None,
+        output_hidden_states: bool = False,
+        **kwargs: Any,
+    ) -> TaskOutput:
+        """input_ids [B,T], attention_mask [B,T] -> logits, with the active adapter or each row's own.
+
+        Raises:
+            UnsupportedError: an unknown name, or as many names as there are not rows.
+        """
+        kwargs.pop("return_dict", None)
+        if adapter_names is not None:
+            with rows(self, list(adapter_names), dict(self._configs)):
+                return self.forward(input_ids, attention_mask, None, output_hidden_states, **kwargs)
+        if self.config.model_type == "longformer" and kwargs.get("global_attention_mask") is None:
+            lead: Tensor = kwargs["inputs_embeds"][..., 0] if input_ids is None else input_ids
+            first = torch.zeros_like(lead, dtype=torch.long)
+            first[:, 0] = 1
+            kwargs["global_attention_mask"] = first
+        out = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        answer = self.heads(
+            States(out.last_hidden_state, attention_mask, getattr(out, "pooler_output", None), self._prefix())
+        )
+        if output_hidden_states:
+            answer.last_hidden_state = out.last_hidden_state
+        return answer
+
+    def _prefix(self) -> Tensor | None:
+        """[B,D] the first prompt row's last state."""
+        stack: Stack | None = next((m for m in self.backbone.modules() if isinstance(m, Stack)), None)
+        frame = None if stack is None else stack.frame
+        if stack is None or frame is None or frame.states is None or stack.front is None or not frame.width:
+            return None
+        first = stack.front.columns.int().argmax(1)
+        return frame.states[torch.arange(len(first), device=first.device), first]
+
+    def add_adapter(self, name: str, config: MethodConfig, low_cpu_mem_usage: bool = False) -> None:
+        """Add a new adapter, of any method; it becomes active when it is the first.
+
+        Raises:
+            ConfigError: the name is taken.
+        """
+        if name in self._configs:
+            raise ConfigError(f"an adapter named {name!r} is loaded already; loaded are {sorted(self._configs)}")
+        method = type(config).method
+        assert method is not None
+        tuner = self._tuners.get(method.name)
+        if tuner is None:
+            kind: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]  # pyright: ignore[reportArgumentType]
+            tuner = kind(self, {name: config}, name, low_cpu_mem_usage=low_cpu_mem_usage)
+            self._tuners[method.name] = tuner
+        else:
+            tuner.peft_config[name] = config
+            try:
+                tuner.inject_adapter(self, name, low_cpu_mem_usage=low_cpu_mem_usage)
+            except Exception:
+                del tuner.peft_config[name]
+                raise
+        self._configs[name] = config
+        self.peft_config = dict(self._configs)
+        self.set_adapter(self._active() or [name])
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Add a saved adapter: `adapter_config.json` and `adapter_model.safetensors`.
+
+        Raises:
+            StoreError: the folder is incomplete, or its tensors do not fit.
+            ConfigError: the name is taken, or the method is not registered.
+        """
+        folder = Path(folder)
+        weights = folder / "adapter_model.safetensors"
+        if not (folder / "adapter_config.json").is_file() or not weights.is_file():
+            raise StoreError(f"{folder} is no adapter: it holds no adapter_config.json and adapter_model.safetensors")
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        if not isinstance(config, MethodConfig):
+            raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter, which attentune does not run")
+        config.inference_mode = True
+        self.add_adapter(name, config)
+        try:
+            result = set_peft_model_state_dict(self, load_file(weights), adapter_name=name)
+            lost = [k for k in result.missing_keys if k.endswith(f".{name}")] + list(result.unexpected_keys)
+            if lost:
+                raise StoreError(
+                    f"{folder} does not fit this backbone: {len(lost)} tensors do not match, {lost[0]} first"
+                )
+        except RuntimeError as error:
+            self.delete_adapter(name)
+            raise StoreError(f"{folder} does not fit this backbone: {str(error).splitlines()[-1].strip()}") from error
+        except StoreError:
+            self.delete_adapter(name)
+            raise
+
+    def delete_adapter(self, name: str) -> None:
+        """Take an adapter off; nothing of it is left.
+
+        Raises:
+            ConfigError: it is not loaded.
+        """
+        if name not in self._configs:
+            raise ConfigError(f"no adapter {name!r} is loaded; loaded are {sorted(self._configs)}")
+        method = type(self._configs[name]).method
+        assert method is not None
+        active = [n for n in self._active() if n != name]
+        self._tuners[method.name].set_adapter(active)
+        self._tuners[method.name].delete_adapter(name)
+        del self._configs[name]
+        self.peft_config = dict(self._configs)
+        self.set_adapter(active)
+
+    def set_adapter(self, names: str | list[str]) -> None:
+        """Choose which adapters serve batches without `adapter_names`; [] is the backbone alone."""
+        names = [names] if isinstance(names, str) else names
+        unknown = sorted(set(names) - set(self._configs))
+        if unknown:
+            raise ConfigError(f"no adapters {unknown} are loaded; loaded are {sorted(self._configs)}")
+        for layer in self.modules():
+            if isinstance(layer, AdapterLayer):
+                layer.set_adapter(names, inference_mode=all(self._configs[n].inference_mode for n in names))
+        for tuner in self._tuners.values():
+            tuner.active_adapter = names
+
+    def _active(self) -> list[str]:
+        return next((list(t.active_adapters) for t in self._tuners.values()), [])

@@ -1,0 +1,223 @@
+"""The parameters of one site for every adapter, and the hook by which they act."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from attentune.anatomy import Place
+from attentune.errors import ConfigError, UnsupportedError
+from attentune.method import Dims, Frame, Group, Method, MethodConfig, Params, Site
+from attentune.sites import merge
+
+if TYPE_CHECKING:
+    from attentune.sites.stack import Stack
+
+
+class AdapterLayer(nn.Module, BaseTunerLayer):
+    """Tensors by adapter name, in the containers that peft saves, switches and deletes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.configs: dict[str, MethodConfig] = {}
+        self.adapter_layer_names: tuple[str, ...] = ()
+        self.other_param_names: tuple[str, ...] = ("configs",)
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter: str | list[str] = []
+
+    def put(
+        self,
+        name: str,
+        cfg: MethodConfig,
+        tensors: Mapping[str, Tensor],
+        like: Tensor,
+        frozen: tuple[str, ...] = (),
+        inference_mode: bool = False,
+    ) -> None:
+        """Add or replace one adapter's tensors, on the device and in the floating dtype of `like`."""
+        dtype = like.dtype if like.dtype.is_floating_point else torch.float32
+        for key in self.adapter_layer_names:
+            if name in getattr(self, key) and key not in tensors:
+                del getattr(self, key)[name]
+        for key, value in tensors.items():
+            if key not in self.adapter_layer_names:
+                if hasattr(self, key):
+                    raise ConfigError(f"a tensor cannot be named {key!r}: every layer of peft has an attribute of that name")
+                setattr(self, key, nn.ParameterDict())
+                self.adapter_layer_names = (*self.adapter_layer_names, key)
+            getattr(self, key)[name] = nn.Parameter(value.detach().clone().to(like.device, dtype))
+        self.configs[name] = cfg
+        if frozen:
+            self.frozen_peft_weight_names = {**self.frozen_peft_weight_names, name: frozen}
+        self.set_adapter(list(self.active_adapters), inference_mode=inference_mode)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """One adapter's tensors, without the row axis."""
+        return {key: getattr(self, key)[name] for key in self.adapter_layer_names if name in getattr(self, key)}
+
+    def params(self, group: Group) -> Params:
+        """The tensors of a group's rows, [R, ...]: R = 1 for a single adapter, else a row each."""
+        sets = [self.tensors(name) for name in group.names]
+        if group.which is None:
+            return {key: value[None] for key, value in sets[0].items()}
+        return {key: torch.stack([s[key] for s in sets]).index_select(0, group.which) for key in sets[0]}
+
+    def groups(self, frame: Frame | None) -> Iterator[Group]:
+        """The groups of a batch that this layer serves; without a frame, the active adapters."""
+        if self._disable_adapters:
+            return
+        if frame is not None and frame.groups is not None:
+            yield from (g for g in frame.groups if g.names[0] in self.configs)
+            return
+        for name in self.active_adapters:
+            if name in self.configs and name not in self.merged_adapters:
+                method = type(self.configs[name]).method
+                assert method is not None
+                yield Group(method, self.configs[name], (name,))
+
+    def _get_available_adapters(self) -> set[str]:
+        return set(self.configs)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters active, and trainable unless `inference_mode`; names that are elsewhere are none here."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Nothing to merge here."""
+
+    def unmerge(self) -> None:
+        """Nothing to unmerge here."""
+
+
+class SiteLayer(AdapterLayer):
+    """One site of one block: a named child of its host, acting through the host's forward hooks."""
+
+    def __init__(self, host: nn.Module, method: Method, site: Site, place: Place, stack: Stack, index: int) -> None:
+        super().__init__()
+        # In tuples, so that they do not become submodules of this one.
+        self._host, self._stack = (host,), (stack,)
+        self.method, self.site, self.place, self.index = method, site, place, index
+        self._kept: merge.Kept | None = None
+        self._handle: Any = None
+        if site in (Site.BLOCK_INPUT, Site.CONTEXT):
+            self._handle = host.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
+        elif site not in (Site.PROMPT, Site.KEY_VALUE):
+            self._handle = host.register_forward_hook(self._after, prepend=True, with_kwargs=True)
+
+    @property
+    def stack(self) -> Stack:
+        """The stack whose frame this site reads."""
+        return self._stack[0]
+
+    def get_base_layer(self) -> nn.Module:
+        """The host."""
+        return self._host[0]
+
+    def add(self, name: str, cfg: MethodConfig, dims: Dims, inference_mode: bool = False) -> None:
+        """Start one adapter at this site."""
+        like = next(
+            (p for n, p in self._host[0].named_parameters() if not n.startswith(self._child_prefix())), dims.words
+        )
+        tensors = self.method.init(cfg, self.site, dims)
+        self.put(
+            name,
+            cfg,
+            tensors,
+            like if like.device.type != "meta" else dims.words,
+            self.method.frozen(cfg),
+            inference_mode,
+        )
+
+    def _child_prefix(self) -> str:
+        return f"{self.method.name}_"
+
+    def remove(self) -> None:
+        """Take the hook off the host."""
+        if self._handle is not None:
+            self._handle.remove()
+
+    def edit(self, group: Group, x: Any, y: Tensor, frame: Frame) -> Any:
+        """The method's edit for one group's rows. The only place where dtypes change: adapters may be float32 over a
+        bfloat16 base.
+        """
+        p = self.params(group)
+        work = y.dtype
+        for value in p.values():
+            work = torch.promote_types(work, value.dtype)
+        p = {key: value.to(work) for key, value in p.items()}
+        x = x.to(work) if torch.is_tensor(x) and x.is_floating_point() else x
+        frame.here = f"{self.method.name} {self.site} {self.index} {' '.join(group.names)}"
+        return self.method.edits[self.site](group.cfg, p, x, y.to(work), frame)
+
+    def _run(self, x: Tensor, y: Tensor) -> Tensor:
+        frame = self.stack.frame
+        if frame is None:
+            return y
+        if self.place.time_first:
+            x, y = x.transpose(0, 1), y.transpose(0, 1)
+        if frame.groups is None or len(y) == frame.batch:
+            # A projection that is called again on relative embeddings [1,P,D] is not a row of the batch:
+            # Stack runs such attentions once per group, where one adapter serves all.
+            for group in self.groups(frame):
+                y = self._edit_rows(group, x, y, frame)
+        return y.transpose(0, 1) if self.place.time_first else y
+
+    def _edit_rows(self, group: Group, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
+        view = self.stack.view(group, frame)
+        if group.rows is None:
+            return self._edit_part(group, x, y, view)
+        part = self._edit_part(group, x.index_select(0, group.rows), y.index_select(0, group.rows), view)
+        return y.index_copy(0, group.rows, part)
+
+    def _edit_part(self, group: Group, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
+        i, n = self.place.part
+        if n > 1:
+            pieces = list(y.chunk(n, -1))
+            pieces[i] = self.edit(group, x, pieces[i], frame).to(y.dtype)
+            return torch.cat(pieces, -1)
+        if self.place.residual and self.site == Site.ATTENTION_OUTPUT:
+            stream = frame.seen[Site.BLOCK_INPUT] + y
+            return y + (self.edit(group, x, stream, frame) - stream).to(y.dtype)
+        return self.edit(group, x, y, frame).to(y.dtype)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            return (self._run(args[0], args[0]), *args[1:]), kwargs
+        h = kwargs["hidden_states"]
+        return args, {**kwargs, "hidden_states": self._run(h, h)}
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        x = args[0] if args else kwargs.get("hidden_states")
+        if isinstance(out, tuple):
+            return (self._run(x, out[0]), *out[1:])
+        return self._run(x, out)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add adapters to the host's weight.
+
+        Raises:
+            UnsupportedError: the method has no merged form, or the host cannot hold it.
+        """
+        if self.method.merge is None:
+            raise UnsupportedError(
+                f"{self.method.name} has no merged form: what it adds depends on more than one linear map. "
+                "Methods that merge: kernel_mix"
+            )
+        wanted = self.active_adapters if adapter_names is None else adapter_names
+        for name in [n for n in wanted if n in self.configs and n not in self.merged_adapters]:
+            p = {key: value[None] for key, value in self.tensors(name).items()}
+            key_weight, key_bias = self.stack.key_projection(self.index)
+            weight, bias = self.method.merge(self.configs[name], self.site, p, key_weight, key_bias)
+            self._kept = merge.add(self._host[0], self.place.part, weight, bias, self._kept, safe_merge, self.site)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Put the host's kept weight back, bit for bit."""
+        if self._kept is not None:
+            merge.restore(self._host[0], self.place.part, self._kept)
+        self._kept, self.merged_adapters = None, []

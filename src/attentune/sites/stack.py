@@ -1,0 +1,321 @@
+"""One stack of blocks: the frame of the batch in flight, written once per forward and read by every site."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import EncoderDecoderCache
+
+from attentune.anatomy import Anatomy
+from attentune.errors import UnsupportedError
+from attentune.method import Dims, Frame, Group, Site
+from attentune.sites import merge
+from attentune.sites.layer import SiteLayer
+from attentune.sites.rows import RowRequest
+from attentune.sites.widen import Front, leave, widen
+
+STACK_CHILD = "attentune_stack"
+"""The name of a Stack among the children of the module that owns the blocks."""
+
+
+class _Rows(Mapping[Site, Tensor]):
+    """What taps have seen, for some rows of the batch."""
+
+    def __init__(self, seen: Mapping[Site, Tensor], rows: Tensor) -> None:
+        self.seen, self.rows = seen, rows
+
+    def __getitem__(self, site: Site) -> Tensor:
+        return self.seen[site].index_select(0, self.rows)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.seen)
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+
+@dataclass(eq=False)
+class Tap:
+    """Keeps what entered or left a place of the block now running. A bound method, not a closure: deepcopy rebinds it."""
+
+    stack: Stack
+    site: Site
+    index: int
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what enters."""
+        self._keep(args[0] if args else kwargs["hidden_states"])
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        """Keep what leaves."""
+        self._keep(out[0] if isinstance(out, tuple) else out)
+
+    def _keep(self, value: Tensor) -> None:
+        frame, place = self.stack.frame, self.stack.anatomy.places[self.site]
+        if frame is None:
+            return
+        i, n = place.part
+        value = value.chunk(n, -1)[i] if n > 1 else value
+        if place.time_first:
+            # Cloned: Longformer scales its queries in place right after the projection.
+            value = value.transpose(0, 1).clone()
+        if place.residual and self.site == Site.ATTENTION_OUTPUT:
+            value = frame.seen[Site.BLOCK_INPUT] + value
+        frame.seen[self.site] = value
+
+
+class Stack(nn.Module):
+    """Shared by all adapters of one stack, whatever their method; a child of the module that owns the blocks."""
+
+    def __init__(self, host: nn.Module, anatomy: Anatomy, config: Any, encoder: Stack | None) -> None:
+        super().__init__()
+        self._host, self._encoder = (host,), (encoder,)
+        self.anatomy, self.config = anatomy, config
+        self.keeps_prompt = False
+        """A decoder attends to the prompt rows: they are not stripped."""
+        self.frame: Frame | None = None
+        self.front: Front | None = None
+        self.request: RowRequest | None = None
+        self.task_ids: Tensor | None = None
+        self.source: Tensor | None = None
+        self.layers: list[SiteLayer] = []
+        self._names = [n for n in inspect.signature(host.forward).parameters if n not in ("args", "kwargs")]
+        self._taps: dict[Site, list[Any]] = {}
+        self._handles: list[Any] = [
+            host.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
+            host.register_forward_hook(self._leave, prepend=True, with_kwargs=True),
+            self._module(anatomy.block_path(anatomy.layers(config) - 1)).register_forward_hook(
+                self._last, prepend=False
+            ),
+        ]
+        if anatomy.positions == "table":
+            table = self._module("embed_positions")
+            self._handles.append(table.register_forward_hook(self._positions))
+        if encoder is not None:
+            encoder.keeps_prompt = True
+
+    @property
+    def host(self) -> nn.Module:
+        """The module that owns the blocks."""
+        return self._host[0]
+
+    def _module(self, path: str) -> nn.Module:
+        return self._host[0].get_submodule(path)
+
+    @property
+    def embed(self) -> nn.Module:
+        """The word embeddings."""
+        return self._module(self.anatomy.embed)
+
+    def dims(self) -> Dims:
+        """Sizes of this stack."""
+        config, heads = self.config, self.anatomy.heads(self.config)
+        words = self.embed.weight
+        assert isinstance(words, Tensor)
+        hidden = int(config.hidden_size)
+        head = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or hidden // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        layers = self.anatomy.layers(config)
+        return Dims(hidden, heads, int(kv_heads), int(head), layers, words, config, self.anatomy.specials)
+
+    def adopt(self, layer: SiteLayer) -> None:
+        """Take a site in, with the taps that it needs."""
+        self.layers.append(layer)
+        if layer.site == Site.ATTENTION_OUTPUT and layer.place.residual:
+            self.tap(Site.BLOCK_INPUT)
+        if layer.site in (Site.QUERY, Site.KEY) and self.anatomy.shared_position_projections:
+            attention = self._module(self.anatomy.block_path(layer.index, self.anatomy.attention))
+            if getattr(attention, "share_att_key", False):
+                self._handles.append(attention.register_forward_hook(self._group_by_group, with_kwargs=True))
+
+    def tap(self, site: Site) -> None:
+        """Remember what leaves a site (for BLOCK_INPUT: what enters the block), in every block."""
+        if site in self._taps:
+            return
+        place, handles = self.anatomy.places[site], list[Any]()
+        if site == Site.ATTENTION_OUTPUT and place.residual:
+            self.tap(Site.BLOCK_INPUT)
+        for index in range(self.anatomy.layers(self.config)):
+            host, tap = self._module(self.anatomy.block_path(index, place.path)), Tap(self, site, index)
+            if site == Site.BLOCK_INPUT:
+                handles.append(host.register_forward_pre_hook(tap.before, with_kwargs=True))
+            else:
+                handles.append(host.register_forward_hook(tap.after))
+        self._taps[site] = handles
+
+    def remove(self) -> None:
+        """Take every hook off."""
+        for handle in [*self._handles, *(h for handles in self._taps.values() for h in handles)]:
+            handle.remove()
+        self.frame = None
+
+    def key_projection(self, index: int) -> tuple[Tensor, Tensor | None]:
+        """Weight [out,D] and bias [out] of a block's key projection."""
+        place = self.anatomy.places[Site.KEY]
+        return merge.weight_of(self._module(self.anatomy.block_path(index, place.path)), place.part)
+
+    def prompts(self, groups: tuple[Group, ...] | None) -> list[tuple[SiteLayer, Group]]:
+        """The PROMPT sites with the groups that they serve."""
+        found: list[tuple[SiteLayer, Group]] = []
+        for layer in self.layers:
+            if layer.site == Site.PROMPT:
+                served = layer.groups(None) if groups is None else (g for g in groups if g.names[0] in layer.configs)
+                found += [(layer, group) for group in served if not layer.disable_adapters]
+        return found
+
+    def served(self, groups: tuple[Group, ...] | None) -> list[Group]:
+        """The groups of a batch that act anywhere in this stack, each once."""
+        found = (
+            group
+            for layer in self.layers
+            for group in (layer.groups(None) if groups is None else groups)
+            if group.names[0] in layer.configs and not layer.disable_adapters
+        )
+        return list({(group.method.name, group.names): group for group in found}.values())
+
+    def refresh_views(self, frame: Frame) -> None:
+        """Show the widened mask to the views that were made before there was one."""
+        for view in frame.views.values():
+            mask = frame.mask
+            view.mask = mask if mask is None or view.rows is None else mask.index_select(0, view.rows)
+
+    def view(self, group: Group, frame: Frame) -> Frame:
+        """The frame as the rows of one group see it."""
+        key = (group.method.name, group.names)
+        if key not in frame.views:
+            prompt, rows = min(group.method.prompt_length(group.cfg), frame.width), group.rows
+            if rows is None:
+                frame.views[key] = replace(frame, prompt=prompt, memo={}, views={})
+            else:
+                picked: dict[str, Any] = {
+                    name: None if value is None else value.index_select(0, rows)
+                    for name in ("tokens", "mask", "task_ids", "source")
+                    for value in (getattr(frame, name),)
+                }
+                seen: Any = _Rows(frame.seen, rows)
+                frame.views[key] = replace(frame, prompt=prompt, rows=rows, seen=seen, memo={}, views={}, **picked)
+        return frame.views[key]
+
+    def _enter(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        if "adapter_names" in call:
+            raise UnsupportedError(
+                "adapter_names reached the backbone, which would ignore it; "
+                "pass it to a PeftModel or to an attentune.TaskModel"
+            )
+        task_ids = call.pop("task_ids", None)
+        tokens, embeds = call.get("input_ids"), call.get("inputs_embeds")
+        lead = tokens if tokens is not None else embeds
+        if lead is None:
+            return None
+        batch, length = lead.shape[:2]
+        cache = call.get("past_key_values")
+        own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        mask = call.get("attention_mask")
+        self.frame = Frame(
+            tokens=tokens,
+            mask=mask.bool() if torch.is_tensor(mask) and mask.dim() == 2 else None,
+            length=length,
+            past=int(own.get_seq_length()) if own is not None and self.anatomy.causal else 0,
+            causal=self.anatomy.causal,
+            training=host.training,
+            groups=None if self.request is None else self.request.groups(batch, lead.device),
+            task_ids=self.task_ids if task_ids is None else task_ids,
+            source=self.source if self.anatomy.causal else None,
+            cache=own if self.anatomy.causal else None,
+            batch=batch,
+        )
+        if torch.is_tensor(mask) and mask.dim() != 2 and self.layers:
+            raise UnsupportedError(f"attention_mask is [B,T] (one number a token), not {list(mask.shape)}")
+        changed = widen(self, self.frame, call)
+        if self._encoder[0] is not None:
+            changed = self._widen_cross_attention(self._encoder[0], call) or changed
+        return ((), call) if changed or task_ids is not None else None
+
+    def _widen_cross_attention(self, encoder: Stack, call: dict[str, Any]) -> bool:
+        states, mask = call.get("encoder_hidden_states"), call.get("encoder_attention_mask")
+        front = encoder.front
+        if states is None or front is None or (mask is not None and mask.shape[1] == states.shape[1]):
+            return False
+        here = front.columns.repeat_interleave(len(states) // len(front.columns), 0)
+        if mask is None:
+            mask = here.new_ones(len(states), states.shape[1] - here.shape[1])
+        call["encoder_attention_mask"] = torch.cat([here.to(mask.dtype), mask], 1)
+        return True
+
+    def _positions(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        front = self.front
+        if front is None or front.positions is None:
+            return out
+        weight: Any = module.weight
+        return nn.functional.embedding(front.positions + module.offset, weight)  # pyright: ignore[reportOperatorIssue]
+
+    def _last(self, block: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        frame = self.frame
+        if frame is None:
+            return None
+        states = out[0] if isinstance(out, tuple) else out
+        if frame.width:
+            frame.states = states
+        if not frame.width or self.keeps_prompt or self.anatomy.strip != "block":
+            return None
+        return (leave(self, frame, states), *out[1:]) if isinstance(out, tuple) else leave(self, frame, states)
+
+    def _leave(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        frame = self.frame
+        if frame is None or self.front is None:
+            return None
+        cache = getattr(out, "past_key_values", None)
+        if cache is not None:
+            cache.attentune_front = self.front
+        if not frame.width or self.keeps_prompt:
+            return None
+        wide = frame.width + frame.length
+
+        def strip(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(strip(v) for v in value)
+            if not torch.is_tensor(value) or value.dim() < 3:
+                return value
+            if value.dim() == 4 and value.shape[-1] == wide:
+                return value[..., frame.width :, frame.width :]
+            return leave(self, frame, value) if value.dim() == 3 and value.shape[1] == wide else value
+
+        if isinstance(out, tuple):
+            return strip(out)
+        for key, value in list(out.items()):
+            out[key] = strip(value)
+        return out
+
+    def _group_by_group(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        frame = self.frame
+        if (
+            frame is None
+            or not frame.groups
+            or (len(frame.groups) == 1 and frame.groups[0].which is frame.groups[0].rows)
+        ):
+            return None
+        call = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
+        context = out[0]
+        try:
+            for group in frame.groups:
+                rows = group.rows if group.rows is not None else torch.arange(frame.batch, device=context.device)
+                for i, name in enumerate(group.names):
+                    mine = rows if group.which is None else rows[group.which == i]
+                    part = {
+                        key: value.index_select(0, mine)
+                        if key in ("hidden_states", "attention_mask", "query_states") and value is not None
+                        else value
+                        for key, value in call.items()
+                    }
+                    only = (Group(group.method, group.cfg, (name,)),)
+                    self.frame = replace(frame, groups=only, batch=len(mine), memo={}, seen={}, views={})
+                    context = context.index_copy(0, mine, module.forward(**part)[0])
+        finally:
+            self.frame = frame
+        return (context, *out[1:])

@@ -1,0 +1,233 @@
+"""Prompt rows: put in front of the text at the entrance of a stack, taken off where the stack ends.
+
+At the entrance, so that position embeddings, norm and dropout treat prompt rows as the papers' code does. Rows of one
+batch may have prompts of different length; they are packed as [masked fill | prompt | text].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+
+from attentune.anatomy import max_length
+from attentune.errors import UnsupportedError
+from attentune.method import Frame, Group
+
+if TYPE_CHECKING:
+    from attentune.sites.layer import SiteLayer
+    from attentune.sites.stack import Stack
+
+Served = list[tuple["SiteLayer", Group]]
+Call = dict[str, Any]
+
+
+@dataclass
+class Front:
+    """What stands in front of the text; kept with the cache while decoding goes on."""
+
+    columns: Tensor
+    """[B,W] True where a prompt row stands, False for fill."""
+    shift: Tensor | int
+    """[B,1] by how much positions of the text move (one number when it is the same for all rows)."""
+    mixed: bool
+    """Rows differ, so that fill must be masked even where the caller gave no mask."""
+    positions: Tensor | None = None
+    """[B,W+T] the positions of this forward, where they cannot be passed as an argument."""
+
+
+def widen(stack: Stack, frame: Frame, call: Call) -> bool:
+    """Put prompts in front; writes width and mask into the frame and changes the call. False: nothing was to do.
+
+    Raises:
+        UnsupportedError: two prompts for one row, padding on the left where positions are counted by index, an output
+            that cannot be stripped, or more positions than the backbone has.
+    """
+    served = stack.prompts(frame.groups)
+    stack.front = _continued(frame) if frame.past else _started(stack, frame, served, call)
+    embeds = _embed(stack, call) if served else None
+    prompts = [] if embeds is None else [(g, _prompt(stack, frame, layer, g, embeds)) for layer, g in served]
+    front = stack.front
+    if front is None:
+        return False
+    _check(stack, frame, call)
+    if frame.width and embeds is not None:
+        _put_in_front(frame, front, embeds, prompts, call)
+    mask = _widen_mask(frame, front, call)
+    _tell_positions(stack, frame, front, mask, call)
+    if stack.anatomy.global_mask and frame.width:
+        _widen_global_mask(frame, front, call)
+    if stack.anatomy.sliding and frame.width:
+        _see_prompts_in_windows(stack, front, call)
+    stack.refresh_views(frame)
+    return True
+
+
+def leave(stack: Stack, frame: Frame, states: Tensor) -> Tensor:
+    """[B,W+T,D] -> [B,T,D]; position 0 is the first prompt row where the method pools it."""
+    text = states[:, frame.width :]
+    for _, group in stack.prompts(frame.groups):
+        if group.method.pools_prompt(group.cfg):
+            first = states[:, frame.width - group.method.prompt_length(group.cfg)]
+            swapped = torch.cat([first[:, None], text[:, 1:]], 1)
+            text = swapped if group.rows is None else text.index_copy(0, group.rows, swapped[group.rows])
+    return text
+
+
+def _continued(frame: Frame) -> Front | None:
+    front = getattr(frame.cache, "attentune_front", None)
+    return front if isinstance(front, Front) else None
+
+
+def _started(stack: Stack, frame: Frame, served: Served, call: Call) -> Front | None:
+    lengths = [(group, m) for _, group in served if (m := group.method.prompt_length(group.cfg))]
+    shifts = [(group, by) for group in stack.served(frame.groups) if (by := group.method.position_shift(group.cfg))]
+    if not lengths and not shifts:
+        return None
+    if frame.groups is None and len(lengths) > 1:
+        raise UnsupportedError(
+            "two adapters that lengthen the sequence cannot be active on the same rows; "
+            "activate one of them, or give each row its own by adapter_names"
+        )
+    frame.width = width = max((m for _, m in lengths), default=0)
+    tokens = call.get("input_ids")
+    device = (call["inputs_embeds"] if tokens is None else tokens).device
+    if frame.groups is None:
+        columns = torch.ones(frame.batch, width, dtype=torch.bool, device=device)
+        return Front(columns, width + sum(by for _, by in shifts), mixed=False)
+    prompt = _per_row(frame, lengths, device)
+    columns = torch.arange(width, device=device) >= width - prompt
+    return Front(columns, prompt + _per_row(frame, shifts, device), mixed=True)
+
+
+def _per_row(frame: Frame, numbers: list[tuple[Group, int]], device: torch.device) -> Tensor:
+    per_row = torch.zeros(frame.batch, 1, dtype=torch.long, device=device)
+    for group, number in numbers:
+        per_row = torch.full_like(per_row, number) if group.rows is None else per_row.index_fill(0, group.rows, number)
+    return per_row
+
+
+def _check(stack: Stack, frame: Frame, call: Call) -> None:
+    if not frame.width:
+        return
+    if stack.anatomy.global_mask and call.get("output_attentions"):
+        raise UnsupportedError("Longformer's attentions cannot be returned while a prompt stands in front of the text")
+    limit, asked = max_length(stack.config), frame.width + frame.length
+    if limit is not None and asked > limit and not stack.anatomy.rotary:
+        raise UnsupportedError(
+            f"{frame.length} tokens and {frame.width} prompt rows need {asked} positions; {stack.config.model_type} has "
+            f"{limit}, so the longest text is {limit - frame.width}"
+        )
+    mask = call.get("attention_mask")
+    if mask is None or not stack.anatomy.by_index or torch.compiler.is_compiling():
+        return
+    if bool((~mask[:, 0].bool()).any()):
+        raise UnsupportedError(
+            f"{stack.config.model_type} counts positions by index, so padding on the left would stand between prompt and "
+            "text; set padding_side='right'"
+        )
+
+
+def _embed(stack: Stack, call: Call) -> Tensor:
+    embeds = call.get("inputs_embeds")
+    # By calling the module, so that enable_input_require_grads works.
+    return stack.embed(call["input_ids"]) if embeds is None else embeds
+
+
+def _prompt(stack: Stack, frame: Frame, layer: SiteLayer, group: Group, embeds: Tensor) -> Tensor:
+    """What one PROMPT site puts in front, [R,m,E]; while decoding from a cache m is 0, but a site may still derive
+    what later sites of its method read.
+    """
+    view = stack.view(group, frame)
+    part = embeds if group.rows is None else embeds.index_select(0, group.rows)
+    return layer.edit(group, view.tokens, part, view).to(embeds.dtype)
+
+
+def _put_in_front(frame: Frame, front: Front, embeds: Tensor, prompts: list[tuple[Group, Tensor]], call: Call) -> None:
+    block = embeds.new_zeros(frame.batch, frame.width, embeds.shape[-1])
+    for group, rows in prompts:
+        rows = torch.nn.functional.pad(rows, (0, 0, frame.width - rows.shape[1], 0))
+        block = rows if group.rows is None else block.index_copy(0, group.rows, rows)
+    call["input_ids"], call["inputs_embeds"] = None, torch.cat([block.expand(frame.batch, -1, -1), embeds], 1)
+    types = call.get("token_type_ids")
+    if types is not None:
+        call["token_type_ids"] = torch.cat([front.columns.new_zeros(front.columns.shape, dtype=types.dtype), types], 1)
+    if frame.cache is not None:
+        frame.cache.attentune_front = front
+
+
+def _widen_mask(frame: Frame, front: Front, call: Call) -> Tensor | None:
+    """Returns the mask of the text alone, [B,T so far]."""
+    mask, width = call.get("attention_mask"), front.columns.shape[1]
+    if mask is None and front.mixed:
+        so_far = frame.length + max(frame.past - width, 0)
+        mask = front.columns.new_ones(frame.batch, so_far, dtype=torch.long)
+    if mask is not None and width:
+        columns = front.columns.repeat_interleave(len(mask) // len(front.columns), 0)
+        call["attention_mask"] = torch.cat([columns.to(mask.dtype), mask], 1)
+        frame.mask = call["attention_mask"].bool()
+    return mask
+
+
+def _tell_positions(stack: Stack, frame: Frame, front: Front, mask: Tensor | None, call: Call) -> None:
+    if call.get("cache_position") is not None:
+        call["cache_position"] = None
+    kind = stack.anatomy.positions
+    uniform = isinstance(front.shift, int) and front.shift == frame.width
+    if kind == "relative" or (kind == "table" and uniform):
+        return
+    text = _text_positions(stack, frame, front, mask, call)
+    if frame.width:
+        before = torch.arange(frame.width, device=text.device) - (~front.columns).sum(1, keepdim=True)
+        text = torch.cat([before.clamp(min=0), text.expand(frame.batch, -1)], 1)
+    if kind == "table":
+        front.positions = text
+    else:
+        call["position_ids"] = text
+
+
+def _text_positions(stack: Stack, frame: Frame, front: Front, mask: Tensor | None, call: Call) -> Tensor:
+    """[B|1,T] where the text stands, moved by the front."""
+    given, length, device = call.get("position_ids"), frame.length, front.columns.device
+    if given is not None:
+        return given + front.shift
+    if stack.anatomy.positions == "padding":
+        pad = stack.anatomy.pad(stack.config)
+        if frame.tokens is None:
+            return torch.arange(length, device=device)[None] + pad + 1 + front.shift
+        real = frame.tokens != pad
+        return torch.where(real, real.cumsum(1) + pad + front.shift, pad)
+    past = max(frame.past - front.columns.shape[1], 0)
+    index = torch.arange(past, past + length, device=device)[None]
+    if mask is not None:
+        # Counted from the first real token, so that padding on the left is exact.
+        index = (index - mask.bool().int().argmax(1, keepdim=True)).clamp(min=0)
+    return index + front.shift
+
+
+def _widen_global_mask(frame: Frame, front: Front, call: Call) -> None:
+    given = call.get("global_attention_mask")
+    if given is None:
+        given = front.columns.new_zeros(frame.batch, frame.length, dtype=torch.long)
+    # Local attention reaches half a window: only as global rows can prompts be seen by the whole text.
+    call["global_attention_mask"] = torch.cat([front.columns.to(given.dtype), given], 1)
+
+
+def _see_prompts_in_windows(stack: Stack, front: Front, call: Call) -> None:
+    width = front.columns.shape[1]
+
+    def touches_prompt(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k < width) | (q < width)
+
+    common = {
+        "config": stack.config,
+        "inputs_embeds": call["inputs_embeds"],
+        "attention_mask": call.get("attention_mask"),
+    }
+    call["attention_mask"] = {
+        "full_attention": create_bidirectional_mask(**common),
+        "sliding_attention": create_bidirectional_sliding_window_mask(**common, or_mask_function=touches_prompt),
+    }

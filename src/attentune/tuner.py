@@ -1,0 +1,354 @@
+"""The peft side: finds the sites, puts a SiteLayer at each, and says which adapter serves which row.
+
+The only file that knows peft's inside. A method becomes known to peft by `register`; from then on `get_peft_model`,
+`PeftModel`, `AutoPeftModel...`, transformers' own `add_adapter` and `Trainer` work with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from attentune.anatomy import Place, stacks_of
+from attentune.errors import ConfigError, UnsupportedError
+from attentune.heads import HeadLayer, Heads
+from attentune.method import METHODS, Method, MethodConfig, Site, peft_name
+from attentune.sites import STACK_CHILD, AdapterLayer, SiteLayer, Stack, prefix_attention
+from attentune.sites.rows import BASE, RowRequest
+
+
+class SiteTuner(BaseTuner):
+    """One method on one model; `register` makes a subclass of it per method."""
+
+    tuner_layer_cls = AdapterLayer
+    prefix: str = ""
+    method: ClassVar[Method]
+
+    # --- injection ---------------------------------------------------------------------------------------------------
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        if not isinstance(peft_config, type(self).method.config):
+            raise ConfigError(
+                f"{type(self).method.name} takes a {type(self).method.config.__name__}, not a {type(peft_config).__name__}"
+            )
+        return peft_config
+
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        method, self._targets = type(self).method, dict[str, list[tuple[Site, Place, Stack, int]]]()
+        found = stacks_of(model)
+        if Site.PROMPT in method.edits:
+            found = [entry for entry in found if entry[2].prompts]
+            if not found:
+                raise UnsupportedError(f"{method.name} puts rows in front of an encoder's or decoder-only model's text")
+        stacks = {path: _stack(model, path) for path, _, _ in found}
+        dims = {path: stack.dims() for path, stack in stacks.items()}
+        for path in stacks:
+            method.resolve(peft_config, dims[path])
+        self._dims = {id(stack): dims[path] for path, stack in stacks.items()}
+        for path, stack in stacks.items():
+            self._find_targets(peft_config, path, stack)
+
+    def _find_targets(self, cfg: MethodConfig, path: str, stack: Stack) -> None:
+        method, anatomy = type(self).method, stack.anatomy
+        layers = anatomy.layers(stack.config)
+        blocks = range(layers) if cfg.layers_to_transform is None else cfg.layers_to_transform
+        outside = [i for i in blocks if not 0 <= i < layers]
+        if outside:
+            raise ConfigError(f"layers_to_transform names {outside}; the blocks are 0 to {layers - 1}")
+        for site in method.sites_of(cfg):
+            if site == Site.PROMPT:
+                self._target(path, anatomy.embed, site, Place(anatomy.embed), stack, 0)
+                continue
+            if site == Site.KEY_VALUE and not anatomy.interface:
+                raise UnsupportedError(
+                    f"{method.name} with this config gives keys and values to self-attention, and {stack.config.model_type} "
+                    "offers no way into it; BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ModernBERT, BART, GPT-2, Llama and "
+                    "Qwen do"
+                )
+            place = Place(anatomy.attention) if site == Site.KEY_VALUE else anatomy.places[site]
+            for index in blocks:
+                self._target(path, anatomy.block_path(index, place.path), site, place, stack, index)
+        for site in method.taps(cfg):
+            stack.tap(site)
+
+    def _target(self, path: str, inner: str, site: Site, place: Place, stack: Stack, index: int) -> None:
+        key = ".".join(part for part in (path, inner) if part)
+        self._targets.setdefault(key, []).append((site, place, stack, index))
+
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return key in self._targets
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        method = type(self).method
+        for site, place, stack, index in self._targets[current_key]:
+            child = f"{method.name}_{site}"
+            layer = getattr(target, child, None)
+            if layer is None:
+                layer = SiteLayer(target, method, site, place, stack, index)
+                target.add_module(child, layer)
+                stack.adopt(layer)
+                if site == Site.KEY_VALUE:
+                    prefix_attention.install(target)
+            layer.add(adapter_name, peft_config, self._dims[id(stack)], peft_config.inference_mode)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add one adapter, its head included.
+
+        Raises:
+            ConfigError: the config has a head and the model has no place for one.
+        """
+        cfg: Any = self.peft_config[adapter_name]
+        place = next((m for m in model.modules() if isinstance(m, Heads)), None)
+        if cfg.head is not None and place is None:
+            raise ConfigError(
+                f"the config has a head, and {type(model).__name__} has no place for one; wrap the backbone in an "
+                "attentune.TaskModel, or leave `head` out to use the architecture's own"
+            )
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if cfg.head is None or place is None:
+            return
+        child = f"{type(self).method.name}_head"
+        if not hasattr(place, child):
+            place.add_module(child, HeadLayer())
+        dims = next(iter(self._dims.values()))
+        active = adapter_name in self.active_adapters
+        layer: HeadLayer = getattr(place, child)
+        layer.add(adapter_name, cfg, dims.hidden, dims.words, cfg.inference_mode)
+        layer.set_adapter(self.active_adapters, inference_mode=cfg.inference_mode or not active)
+
+    # --- one forward -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Generator[None]:
+        names, labels, tokens = kwargs.get("adapter_names"), kwargs.get("labels"), kwargs.get("input_ids")
+        stacks = [m for m in self.model.modules() if isinstance(m, Stack)]
+        answer = (
+            labels is not None
+            and tokens is not None
+            and labels.shape == tokens.shape
+            and not labels.is_floating_point()
+        )
+        for stack in stacks:
+            stack.source = labels == -100 if answer else None
+        try:
+            with nullcontext() if names is None else rows(self.model, names, self.peft_config):
+                yield
+        finally:
+            for stack in stacks:
+                stack.source = None
+
+    # --- the life of an adapter --------------------------------------------------------------------------------------
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; nothing of it is left."""
+        super().delete_adapter(adapter_name)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge into the base weights, all or nothing.
+
+        Raises:
+            UnsupportedError: the method has no merged form, or a projection has no bias to merge one into.
+        """
+        before = [layer for layer in self._layers() if not layer.merged_adapters]
+        try:
+            for layer in self._layers():
+                layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        except Exception:
+            for layer in before:
+                layer.unmerge()
+            raise
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:
+            self.merge_adapter(adapter_names, safe_merge)
+        else:
+            self.unmerge_adapter()
+        for module in list(self.model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, HeadLayer) or (isinstance(child, SiteLayer) and child.method is type(self).method):
+                    delattr(module, name)
+                    _forget(module, child)
+                elif isinstance(child, AuxiliaryTrainingWrapper):
+                    active = child.active_adapters
+                    kept = child.modules_to_save[active[0]] if active and hasattr(child, "modules_to_save") else None
+                    setattr(module, name, kept if merge and kept is not None else child.original_module)
+        if hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+        return self.model
+
+    def fold_adapter(self, adapter_name: str) -> None:
+        """Replace what served training only (an MLP that makes prefixes, say) by the plain tensors that it makes.
+
+        Exact; nothing happens where the method has nothing to fold. The config changes alike.
+        """
+        method, cfg = type(self).method, self.peft_config[adapter_name]
+        if method.fold is None or method.folded(cfg):
+            return
+        fold, folded = method.fold, method.folded_config(cfg)
+        layers = [layer for layer in self._layers() if isinstance(layer, SiteLayer) and adapter_name in layer.configs]
+        entrances = {
+            id(layer.stack): _with_rows(layer.tensors(adapter_name)) for layer in layers if layer.site == Site.PROMPT
+        }
+        new = [
+            fold(cfg, layer.site, _with_rows(layer.tensors(adapter_name)), entrances.get(id(layer.stack), {}))
+            for layer in layers
+        ]
+        for layer, tensors in zip(layers, new, strict=True):
+            like = next(iter(layer.tensors(adapter_name).values()), layer.stack.dims().words)
+            layer.put(adapter_name, folded, tensors, like, method.frozen(folded), folded.inference_mode)
+        self.peft_config[adapter_name] = folded
+
+    def memo(self, key: str) -> Tensor | list[Tensor | None] | None:
+        """What an edit left behind in the last forward: [B, ...], or one entry a row in a mixed batch.
+
+        ATTEMPT leaves "prompt_attention" [B,K+1], the weight of every source prompt and (last) of the target.
+        """
+        for frame in (layer.stack.frame for layer in self._layers() if isinstance(layer, SiteLayer)):
+            views = [] if frame is None else [view for view in frame.views.values() if key in view.memo]
+            if frame is None or not views:
+                continue
+            if frame.groups is None:
+                return views[0].memo[key]
+            rows: list[Tensor | None] = [None] * frame.batch
+            for view in views:
+                index = range(frame.batch) if view.rows is None else view.rows.tolist()
+                for row, value in zip(index, view.memo[key], strict=True):
+                    rows[row] = value
+            return rows
+        return None
+
+    def _layers(self) -> list[AdapterLayer]:
+        mine = type(self).method
+        return [
+            m
+            for m in self.model.modules()
+            if isinstance(m, AdapterLayer) and (not isinstance(m, SiteLayer) or m.method is mine)
+        ]
+
+
+def _with_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value[None] for key, value in tensors.items()}
+
+
+def _stack(model: nn.Module, path: str) -> Stack:
+    """The Stack of the module at `path`; installed once, whatever tuners come."""
+    encoder: Stack | None = None
+    for at, module, anatomy in stacks_of(model):
+        if not hasattr(module, STACK_CHILD):
+            module.add_module(STACK_CHILD, Stack(module, anatomy, _config_of(module, model), encoder))
+        stack: Stack = getattr(module, STACK_CHILD)
+        if at == path:
+            return stack
+        encoder = stack
+    raise UnsupportedError(f"there is no stack at {path!r}")
+
+
+def _config_of(module: nn.Module, model: nn.Module) -> Any:
+    return getattr(module, "config", None) or model.config
+
+
+def _forget(host: nn.Module, layer: AdapterLayer) -> None:
+    if not isinstance(layer, SiteLayer):
+        return
+    layer.remove()
+    if layer.site == Site.KEY_VALUE and not any(isinstance(c, SiteLayer) for c in host.children()):
+        prefix_attention.uninstall(host)
+    layer.stack.layers.remove(layer)
+    if not layer.stack.layers:
+        layer.stack.remove()
+        delattr(layer.stack.host, STACK_CHILD)
+
+
+@contextmanager
+def rows(model: nn.Module, names: list[str], configs: dict[str, Any]) -> Generator[None]:
+    """Give each row of the batches run inside its own adapter; "__base__" is the backbone alone.
+
+    Raises:
+        UnsupportedError: an unknown name, a merged adapter, or a native head that not all named adapters have.
+    """
+    request = RowRequest.of(names, configs)
+    merged = {n for m in model.modules() if isinstance(m, AdapterLayer) for n in m.merged_adapters}
+    if merged:
+        raise UnsupportedError(
+            f"{sorted(merged)} are merged into the base weights, so no row can be without them; unmerge"
+        )
+    places = [m for m in model.modules() if isinstance(m, (Stack, Heads))]
+    wrappers = [m for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+    handles = [w.register_forward_hook(_HeadsByRow(request).after, with_kwargs=True) for w in wrappers]
+    for place in places:
+        place.request = request
+    try:
+        yield
+    finally:
+        for place in places:
+            place.request = None
+        for handle in handles:
+            handle.remove()
+
+
+class _HeadsByRow:
+    """Native heads in `modules_to_save`, a head a row: few and small, so a loop over the adapters present is enough."""
+
+    def __init__(self, request: RowRequest) -> None:
+        self.request = request
+
+    def after(self, wrapper: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+        """Run each row through its own copy."""
+        lead: Tensor = args[0] if args else next(iter(kwargs.values()))
+        names = self.request.per_row(len(lead))
+        for name in dict.fromkeys(names):
+            head = wrapper.original_module if name == BASE else wrapper.modules_to_save[name]
+            index = torch.tensor([i for i, n in enumerate(names) if n == name], device=lead.device)
+            part = head(
+                *(a.index_select(0, index) for a in args), **{k: v.index_select(0, index) for k, v in kwargs.items()}
+            )
+            if part.shape[1:] != out.shape[1:]:
+                raise UnsupportedError(
+                    f"native heads of one batch have equal shapes: {name!r} gives {list(part.shape[1:])}, the active "
+                    f"adapter {list(out.shape[1:])}; a TaskModel's heads may differ"
+                )
+            out = out.index_copy(0, index, part)
+        return out
+
+
+def register(method: Method) -> Method:
+    """Make a method known to attentune and to peft.
+
+    Raises:
+        ConfigError: the name is taken by another method.
+    """
+    if METHODS.get(method.name, method) is not method:
+        raise ConfigError(f"a method named {method.name!r} is registered already; registered are {sorted(METHODS)}")
+    method.config.method = method
+    key: Any = peft_name(method)
+    prefix = f"{key.value.lower()}_"
+    tuner = type(
+        f"{method.config.__name__.removesuffix('Config')}Model", (SiteTuner,), {"prefix": prefix, "method": method}
+    )
+    PEFT_TYPE_TO_CONFIG_MAPPING[key] = method.config
+    PEFT_TYPE_TO_TUNER_MAPPING[key] = tuner
+    PEFT_TYPE_TO_PREFIX_MAPPING[key] = prefix
+    METHODS[method.name] = method
+    return method
