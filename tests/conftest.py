@@ -23,9 +23,9 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of 2 blocks, width 32, 64 positions, with a cased WordPiece vocabulary of some words and all letters."""
     folder = tmp_path_factory.mktemp("tiny-bert")
     letters = string.ascii_letters + string.digits
-    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    vocabulary = [*specials, *WORDS.split(), *letters, *(f"##{c}" for c in letters)]
-    vocabulary = list(dict.fromkeys(vocabulary))
+    specials = ("[PAD]", "[UNK]", "[MASK]")
+    vocabulary = list(dict.fromkeys([*specials, *WORDS.split(), *letters, *(f"##{c}" for c in letters)]))
+    vocabulary[101:101] = ["[CLS]", "[SEP]"]  # where every BERT has them
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     BertTokenizer(str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
     with torch.random.fork_rng():

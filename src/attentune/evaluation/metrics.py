@@ -127,3 +127,20 @@ def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     a, b = a - a.mean(), b - b.mean()
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / size if size > 0 else 0.0
+
+
+NAMES = {
+    "classification": ("accuracy", "macro_f1", "matthews"),
+    "multilabel": ("micro_f1", "macro_f1", "exact_match"),
+    "regression": ("pearson", "spearman", "mse", "r2"),
+    "tagging": ("f1", "precision", "recall", "accuracy"),
+}
+"""The scores that every data set of a kind has."""
+
+
+def check_name(kind: str, name: str, classes: Sequence[str] = ()) -> str:
+    """The name, if `score` gives such a metric for the kind, else a ConfigError that names those there are."""
+    known = [*NAMES[kind], *(f"f1_{c}" for c in classes if kind == "classification" and len(classes) == 2)]
+    if name not in known:
+        raise ConfigError(f"no metric {name!r} for {kind}; there are {', '.join(known)}")
+    return name

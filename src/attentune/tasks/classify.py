@@ -77,7 +77,7 @@ class Classification(TextTask):
         """Class name -> its number."""
         return self.labels.index(label)
 
-    def target_tensor(self, targets: Sequence[int], length: int, left: bool = False) -> Tensor:
+    def target_tensor(self, targets: Sequence[int], length: int) -> Tensor:
         """-> [B] class numbers."""
         return torch.tensor(targets)
 
@@ -119,7 +119,7 @@ class MultiLabel(TextTask):
         """Class names -> 0 or 1 for each class."""
         return [float(name in label) for name in self.labels]
 
-    def target_tensor(self, targets: Sequence[list[float]], length: int, left: bool = False) -> Tensor:
+    def target_tensor(self, targets: Sequence[list[float]], length: int) -> Tensor:
         """-> [B,C] of 0 and 1."""
         return torch.tensor(targets)
 
@@ -181,7 +181,7 @@ class Regression(TextTask):
         """The label y -> (y - mean) / std."""
         return (label - self.mean) / self.std
 
-    def target_tensor(self, targets: Sequence[float], length: int, left: bool = False) -> Tensor:
+    def target_tensor(self, targets: Sequence[float], length: int) -> Tensor:
         """-> [B] standardised numbers."""
         return torch.tensor(targets, dtype=torch.float32)
 

@@ -73,9 +73,9 @@ class Tagging(Task):
         cut = len(offsets) >= max_length and bool(words) and words[-1].end > read
         return Features(inputs, target, truncated=cut, words=words)
 
-    def target_tensor(self, targets: Sequence[list[int]], length: int, left: bool = False) -> Tensor:
+    def target_tensor(self, targets: Sequence[list[int]], length: int) -> Tensor:
         """-> [B,T] tag numbers, -100 where no word begins."""
-        return torch.tensor([padded(t, length, IGNORED, left) for t in targets])
+        return torch.tensor([padded(t, length, IGNORED) for t in targets])
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy: logits [B,T,C], targets [B,T] -> [B], the mean over a row's words (0 without words)."""

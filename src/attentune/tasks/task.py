@@ -82,8 +82,8 @@ class Task(ABC):
         """Answers against labelled rows."""
 
     @abstractmethod
-    def target_tensor(self, targets: Sequence[Any], length: int, left: bool = False) -> Tensor:
-        """Targets of B rows -> one tensor; those of tokens are padded to `length`, at the left if asked."""
+    def target_tensor(self, targets: Sequence[Any], length: int) -> Tensor:
+        """Targets of B rows -> one tensor; those of tokens are padded to `length`."""
 
     @abstractmethod
     def to_card(self) -> dict[str, Any]:
@@ -96,22 +96,25 @@ class Task(ABC):
 
 
 def collate(task: Task, features: Sequence[Features], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """Features -> one padded batch [B,T] of every input, and `labels` when all rows have a target."""
-    length = max(map(len, features))
-    left = tokenizer.padding_side == "left"
-    batch = {
-        name: torch.tensor([padded(f.inputs[name], length, _padding(name, tokenizer), left) for f in features])
-        for name in features[0].inputs
-    }
+    """Features -> one batch [B,T] of every input, padded at the right, and `labels` when all rows have a target."""
+    batch = pad_inputs(features, tokenizer)
     if all(f.target is not None for f in features):
-        batch["labels"] = task.target_tensor([f.target for f in features], length, left)
+        batch["labels"] = task.target_tensor([f.target for f in features], batch["input_ids"].shape[1])
     return batch
 
 
-def padded(values: Sequence[int], length: int, value: int, left: bool) -> list[int]:
-    """The values filled up to `length`."""
-    fill = [value] * (length - len(values))
-    return [*fill, *values] if left else [*values, *fill]
+def pad_inputs(features: Sequence[Features], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """Features -> one batch [B,T] of every input, padded at the right whatever side the tokenizer prefers."""
+    length = max(map(len, features))
+    return {
+        name: torch.tensor([padded(f.inputs[name], length, _padding(name, tokenizer)) for f in features])
+        for name in features[0].inputs
+    }
+
+
+def padded(values: Sequence[int], length: int, value: int) -> list[int]:
+    """The values filled up to `length` at the right."""
+    return [*values, *[value] * (length - len(values))]
 
 
 def _padding(name: str, tokenizer: PreTrainedTokenizerBase) -> int:

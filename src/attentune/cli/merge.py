@@ -1,0 +1,68 @@
+"""`attentune merge`: an adapter merged into a copy of its backbone, a plain transformers folder.
+
+config.json, model.safetensors, tokenizer files     the merged backbone, for `transformers.AutoModel`
+head.safetensors                                    the task's head: `weight` [C,D], `bias` [C]
+task.json                                           labels, pooling and the rest of the task card
+"""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from attentune.cli import show
+from attentune.errors import StoreError, UnsupportedError
+
+
+def merge_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The adapter.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the merged model.")],
+    backbone: Annotated[str | None, typer.Option(help="Another place to load the same backbone from.")] = None,
+    json: show.Json = False,
+) -> None:
+    """Merge an adapter into a copy of its backbone: a plain transformers folder, with the head beside it.
+
+    Example: attentune merge sentiment --output sentiment-merged
+    """
+    merged = merge(folder, output, backbone)
+    if json:
+        show.as_json({"output": str(merged), "head": str(merged / "head.safetensors")})
+    else:
+        show.progress(f"{merged}: the merged backbone (transformers.AutoModel); head.safetensors: the task's head")
+
+
+def merge(folder: str | Path, output: str | Path, backbone: str | None = None) -> Path:
+    """Write the merged model of an adapter folder.
+
+    Raises:
+        UnsupportedError: the method has no merged form.
+        StoreError: there is something at `output` already.
+    """
+    from peft import PeftModel
+    from safetensors.torch import save_file
+
+    from attentune import store
+    from attentune.heads import HeadLayer
+    from attentune.method import METHODS
+    from attentune.model import TaskModel
+    from attentune.predict import load_fitting
+
+    stored = store.read(folder)
+    method = METHODS[stored.card.method]
+    if method.merge is None:
+        able = ", ".join(name for name, other in METHODS.items() if other.merge is not None)
+        raise UnsupportedError(f"{method.name} has no merged form, its edits are no part of any weight; {able} has one")
+    target = Path(output).expanduser()
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise StoreError(f"{output} exists; name a new folder")
+    base, tokenizer = load_fitting({stored.card.name: stored}, backbone)
+    model = PeftModel.from_pretrained(cast("Any", TaskModel(base)), str(stored.folder))
+    head = next(layer for layer in model.modules() if isinstance(layer, HeadLayer))
+    tensors = {key: value.detach().cpu().contiguous() for key, value in head.tensors("default").items()}
+    merged = cast("Any", model).merge_and_unload().backbone
+    merged.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    save_file(tensors, target / "head.safetensors")
+    shutil.copy(stored.folder / store.CARD, target / store.CARD)
+    return target

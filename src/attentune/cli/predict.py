@@ -1,0 +1,142 @@
+"""`attentune predict` and `attentune evaluate`."""
+
+import json as jsonlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from attentune.cli import show
+from attentune.errors import ConfigError, DataError
+
+Batch = Annotated[int, typer.Option("--batch-size", help="Rows in a batch.")]
+Backbone = Annotated[str | None, typer.Option(help="Another place to load the same backbone from.")]
+
+
+def predict_command(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[DIR] [TEXT]...", help="The adapter, then texts.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Texts: lines of a .txt file, or a data file. Default: stdin.")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="NAME=DIR instead of DIR; repeatable.")] = None,
+    backbone: Backbone = None,
+    batch_size: Batch = 32,
+    json: show.Json = False,
+) -> None:
+    """Answer texts with one adapter, or with several in mixed batches.
+
+    Example: attentune predict sentiment "what a good film"
+
+    Several: attentune predict --task tone=tone --task intent=intent "please call me back" answers the text by each;
+    rows of a JSONL file that have a "task" are answered by that task alone. A pair is two TEXTs, or a line with a tab.
+    """
+    from attentune.predict import load_many, predict_many
+
+    given = list(words or [])
+    if not task and not given:
+        raise ConfigError("no adapter given; wanted a folder, or --task name=folder")
+    folders = dict(_named(entry) for entry in task) if task else {"": given.pop(0)}
+    predictor = load_many(folders, backbone)
+    pair = all(card.task.pair for card in predictor.cards.values())
+    inputs = _inputs(given, file, pair)
+    if folders.keys() != {""} and inputs and all(isinstance(row, dict) and "task" in row for row in inputs):
+        names = [str(row["task"]) for row in inputs]
+        answers = predict_many(predictor, inputs, names, batch_size)
+    elif task:
+        answers = predict_many(predictor, inputs, None, batch_size)
+    else:
+        answers = predict_many(predictor, inputs, [""] * len(inputs), batch_size)
+    if json:
+        for answer in answers:
+            show.as_json(answer)
+        return
+    show.table(["input", "answer"], [(_short(i), _summary(a)) for i, a in zip(inputs, answers, strict=True)])
+
+
+def evaluate_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The adapter.")],
+    data: Annotated[str, typer.Argument(help="Labelled rows: a file, a folder or a hub data set id.")],
+    split: Annotated[str | None, typer.Option(help="train, validation or test; by default the last there is.")] = None,
+    backbone: Backbone = None,
+    batch_size: Batch = 32,
+    json: show.Json = False,
+) -> None:
+    """Score an adapter on labelled rows.
+
+    Example: attentune evaluate sentiment test.csv
+    """
+    from attentune.predict import load
+
+    scores = load(folder, backbone).evaluate(data, split, batch_size)
+    if json:
+        show.as_json(scores)
+    else:
+        show.table(["score", "value"], list(scores.items()))
+
+
+def _named(entry: str) -> tuple[str, str]:
+    name, equals, folder = entry.partition("=")
+    if not (name and equals and folder):
+        raise ConfigError(f"--task wants NAME=DIR, found {entry!r}")
+    return name, folder
+
+
+def _inputs(texts: list[str], file: Path | None, pair: bool) -> list[Any]:
+    if texts and file:
+        raise ConfigError(f"texts were given and --file {file}; wanted one of them")
+    if texts:
+        if not pair:
+            return texts
+        if len(texts) % 2:
+            raise DataError(f"a pair is two texts, found {len(texts)}")
+        return [texts[i : i + 2] for i in range(0, len(texts), 2)]
+    if file is None:
+        return _from_lines(sys.stdin, pair)
+    if file.suffix == ".txt":
+        with file.open(encoding="utf-8") as lines:
+            return _from_lines(lines, pair)
+    from attentune.tasks.sources import read
+
+    return cast("list[Any]", next(iter(read(file).values())).rows)
+
+
+def _from_lines(lines: Iterable[str], pair: bool) -> list[Any]:
+    """A text a line; for pairs a tab between the texts; a line that is a JSON object or list is a row."""
+    found: list[Any] = []
+    for number, line in enumerate((line.rstrip("\r\n") for line in lines), 1):
+        if not line.strip():
+            raise DataError(f"line {number} is empty; wanted a text")
+        if line[0] in "{[":
+            try:
+                found.append(jsonlib.loads(line))
+                continue
+            except jsonlib.JSONDecodeError:
+                pass
+        found.append(line.split("\t") if pair else line)
+    if not found:
+        raise DataError("no text to answer")
+    return found
+
+
+def _short(item: Any, limit: int = 60) -> str:
+    if isinstance(item, dict):
+        item = next((v for k, v in cast("dict[str, Any]", item).items() if k != "task"), "")
+    text = item if isinstance(item, str) else " | ".join(map(str, item))
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _summary(answer: dict[str, Any]) -> str:
+    """One line for people."""
+    if "label" in answer:
+        return f"{answer['label']} ({answer['score']:.3f})"
+    if "value" in answer:
+        return f"{answer['value']:.4g}"
+    if "labels" in answer:
+        return ", ".join(answer["labels"]) or "(none)"
+    if "spans" in answer:
+        return ", ".join(f"{span['text']} [{span['label']}]" for span in answer["spans"]) or "(none)"
+    return "; ".join(f"{task}: {_summary(part)}" for task, part in answer.items())

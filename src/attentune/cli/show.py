@@ -1,0 +1,55 @@
+"""What commands print: JSON for programs on stdout, tables for people on stdout, progress on stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process of a distributed run that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def as_json(value: Any) -> None:
+    """One line of JSON on stdout."""
+    if is_first_process():
+        print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def progress(line: str) -> None:
+    """One line on stderr."""
+    if is_first_process():
+        print(line, file=sys.stderr, flush=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    """A table on stdout; numbers stand at the right."""
+    if not is_first_process():
+        return
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(columns):
+        numbers = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+        shown.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(cell(value) for value in row))
+    Console(highlight=False, markup=False).print(shown)
+
+
+def cell(value: Any) -> str:
+    """A number with four digits after the point, anything else as text."""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def scores(metrics: Mapping[str, Any]) -> None:
+    """Scores by split, a column a split."""
+    splits = [name for name in ("validation", "test", "baseline") if name in metrics]
+    names = list(dict.fromkeys(name for split in splits for name in metrics[split]))
+    table(["", *splits], [[name, *(metrics[split].get(name, "") for split in splits)] for name in names])

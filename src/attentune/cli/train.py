@@ -1,0 +1,51 @@
+"""`attentune train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attentune.cli import show
+
+
+def train_command(
+    data: Annotated[
+        str, typer.Argument(help="A file, a folder with train/validation/test files, or a hub data set id.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The adapter folder to write.")],
+    method: Annotated[str | None, typer.Option(help="The method; see `attentune methods`. [default: pasta]")] = None,
+    backbone: Annotated[str, typer.Option(help="minilm, a folder, or a hub id.")] = "minilm",
+    recipe: Annotated[Path | None, typer.Option(help="A recipe (TOML); by default the one that ships.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe; repeatable.")] = None,
+    task: Annotated[str | None, typer.Option(help="classification, pair, multilabel, regression or tagging.")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="The text column; twice for a pair.")] = None,
+    label: Annotated[str | None, typer.Option(help="The column to learn.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill.")] = False,
+    json: show.Json = False,
+) -> None:
+    """Train an adapter.
+
+    Example: attentune train reviews.csv --method pasta --output sentiment --set epochs=5
+    """
+    from attentune.training.recipe import parse_set
+    from attentune.training.train import train
+
+    result = train(
+        data,
+        method,
+        output,
+        backbone,
+        recipe,
+        task=task,
+        text=text or (),
+        label=label,
+        resume=resume,
+        report=(lambda line: None) if json else show.progress,
+        **parse_set(changes or []),
+    )
+    if json:
+        show.as_json({"output": str(result.folder), **result.metrics, "notes": result.notes})
+        return
+    show.scores(result.metrics)
+    run = result.metrics.get("run", {})
+    show.progress(f"{result.folder}: {run.get('trainable_parameters', 0):,} parameters, {run.get('seconds')} s")

@@ -1,0 +1,258 @@
+"""Texts -> tokens -> logits -> calibrated probabilities -> answers: one backbone, any number of tasks, mixed batches.
+
+The same few functions serve validation while training (`logits_by_row`), one loaded adapter (`load`) and many
+(`load_many`, `predict_many`). Batches are sorted by length, answers come back in the order of the inputs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from attentune import store
+from attentune.backbones import fingerprint, load_backbone, load_tokenizer, same_backbone
+from attentune.errors import ConfigError, DataError, StoreError
+from attentune.evaluation.metrics import Scores
+from attentune.method import METHODS
+from attentune.model import TaskModel
+from attentune.store import Stored, TaskCard
+from attentune.tasks import Answer, Features, Task
+from attentune.tasks.data import load_rows
+from attentune.tasks.sources import Row, Source
+from attentune.tasks.task import Logits, pad_inputs
+
+Input = str | Sequence[str] | Row
+"""A text, a pair of texts, a list of words (tagging), or a row with the columns of training."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of a batch: what goes in, and by which task it is answered."""
+
+    features: Features
+    task: str
+
+
+class Predictor:
+    """One frozen backbone with the adapters of any number of tasks."""
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, cards: Mapping[str, TaskCard]) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.cards = dict(cards)
+        self._names = {task: f"task{i}" for i, task in enumerate(self.cards)}
+
+    def predict(self, inputs: Sequence[Input], tasks: Sequence[str], batch_size: int = 32) -> list[Answer]:
+        """One answer a row; `tasks` names the task of each. Rows of different tasks and methods share batches."""
+        _check_inputs(inputs)
+        if len(tasks) != len(inputs):
+            raise DataError(f"{len(inputs)} inputs and {len(tasks)} tasks; one task for each input is needed")
+        jobs: list[Job | None] = [None] * len(inputs)
+        for task in dict.fromkeys(tasks):
+            at = [i for i, name in enumerate(tasks) if name == task]
+            card = self.card(task)
+            rows = [as_row(inputs[i], card, f"input {i + 1}") for i in at]
+            for i, features in zip(at, card.task.encode(self.tokenizer, rows, card.max_length), strict=True):
+                jobs[i] = Job(features, task)
+        return self.answer(cast("list[Job]", jobs), batch_size)
+
+    def card(self, task: str) -> TaskCard:
+        """The card of a task, or an error that names the loaded ones."""
+        if task not in self.cards:
+            raise ConfigError(f"no task {task!r}; loaded are {', '.join(self.cards)}")
+        return self.cards[task]
+
+    def answer(self, jobs: Sequence[Job], batch_size: int) -> list[Answer]:
+        """Run the jobs and decode each by its own task, with its own temperature."""
+        logits = in_batches(jobs, lambda job: len(job.features), self._run, batch_size)
+        return [
+            self.cards[job.task].task.decode([z], [job.features], self.cards[job.task].temperature)[0]
+            for job, z in zip(jobs, logits, strict=True)
+        ]
+
+    def _run(self, jobs: Sequence[Job]) -> list[Logits]:
+        device = next(self.model.parameters()).device
+        inputs = {k: v.to(device) for k, v in pad_inputs([job.features for job in jobs], self.tokenizer).items()}
+        names = [self._names[job.task] for job in jobs]
+        with torch.inference_mode():
+            logits: Tensor = self.model(**inputs, adapter_names=names).logits
+        tasks = [self.cards[job.task].task for job in jobs]
+        return logits_by_row(logits.float().cpu().numpy(), [job.features for job in jobs], tasks)
+
+
+class Adapter:
+    """One task on its backbone."""
+
+    def __init__(self, predictor: Predictor, name: str, stored: Stored) -> None:
+        self.predictor = predictor
+        self.name = name
+        self.card = stored.card
+        self.metrics = stored.metrics
+
+    def predict(self, inputs: Sequence[Input], batch_size: int = 32) -> list[Answer]:
+        """Texts, pairs, or lists of words -> one answer each, in their order.
+
+        An answer is a plain dict: `label`, `score`, `probabilities` (classification), `labels`, `probabilities`
+        (multilabel), `value` (regression), `spans`, `words`, `tags` (tagging); `truncated` says that the end was cut.
+        """
+        return self.predictor.predict(inputs, [self.name] * len(inputs), batch_size)
+
+    def evaluate(self, data: Source, split: str | None = None, batch_size: int = 32) -> Scores:
+        """Scores on labelled rows: a file, a folder, a hub id, rows (of `split`, else of the test split if any)."""
+        rows = load_rows(data, self.card.columns, self.card.task.kind, split)
+        features = self.card.task.encode(
+            self.predictor.tokenizer, [unlabelled(row) for row in rows], self.card.max_length
+        )
+        answers = self.predictor.answer([Job(f, self.name) for f in features], batch_size)
+        return self.card.task.score(answers, rows)
+
+
+def load(folder: str | Path, backbone: str | None = None, device: str | None = None) -> Adapter:
+    """Load one adapter folder with its backbone; `backbone` names another place to load the same backbone from.
+
+    Raises:
+        StoreError: the folder is incomplete, or the backbone is not the one it was trained on.
+    """
+    stored = store.read(folder)
+    return Adapter(_predictor({stored.card.name: stored}, backbone, device), stored.card.name, stored)
+
+
+def load_many(adapters: Mapping[str, str | Path], backbone: str | None = None, device: str | None = None) -> Predictor:
+    """Load the adapter folders of many tasks, by name, onto one backbone."""
+    if not adapters:
+        raise ConfigError("no adapter given; wanted {task: folder}")
+    return _predictor({name: store.read(folder) for name, folder in adapters.items()}, backbone, device)
+
+
+def predict_many(
+    adapters: Mapping[str, str | Path] | Predictor,
+    inputs: Sequence[Input],
+    tasks: Sequence[str] | None = None,
+    batch_size: int = 32,
+    backbone: str | None = None,
+) -> list[Any]:
+    """Many tasks on one backbone, in mixed batches.
+
+    Without `tasks` every input goes through every task: a list of {task: answer}. With `tasks`, one name a row, each
+    row gets its own: a list of answers. `adapters` is {task: folder} or what `load_many` made.
+    """
+    predictor = adapters if isinstance(adapters, Predictor) else load_many(adapters, backbone)
+    if tasks is not None:
+        return predictor.predict(inputs, tasks, batch_size)
+    _check_inputs(inputs)
+    names = list(predictor.cards)
+    flat = predictor.predict(
+        [text for text in inputs for _ in names], [name for _ in inputs for name in names], batch_size
+    )
+    width = len(names)
+    return [dict(zip(names, flat[i * width : (i + 1) * width], strict=True)) for i in range(len(inputs))]
+
+
+def load_fitting(
+    stored: Mapping[str, Stored], backbone: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The backbone and tokenizer of all these adapters, loaded once.
+
+    Raises:
+        StoreError: the adapters belong to different backbones, or to another than `backbone`.
+    """
+    ids = {one.card.backbone.id: name for name, one in stored.items()}
+    if len(ids) > 1 and backbone is None:
+        raise StoreError(f"the adapters belong to different backbones: {', '.join(ids)}; load each by itself")
+    name = backbone or next(iter(ids))
+    base = load_backbone(name)
+    found = fingerprint(base)
+    for task, one in stored.items():
+        wanted = one.card.backbone.fingerprint
+        if not same_backbone(found, wanted):
+            raise StoreError(
+                f"adapter {task!r} was trained on {one.card.backbone.id} with fingerprint {wanted}; "
+                f"the weights at {name} have {found}"
+            )
+        if one.card.method not in METHODS:
+            raise StoreError(f"adapter {task!r} uses method {one.card.method!r}; known are {', '.join(METHODS)}")
+    return base, load_tokenizer(name)
+
+
+def _predictor(stored: Mapping[str, Stored], backbone: str | None, device: str | None) -> Predictor:
+    base, tokenizer = load_fitting(stored, backbone)
+    model = TaskModel(base)
+    for i, one in enumerate(stored.values()):
+        model.load_adapter(f"task{i}", str(one.folder))
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Predictor(model, tokenizer, {task: one.card for task, one in stored.items()})
+
+
+def in_batches(
+    items: Sequence[Item], length: Callable[[Item], int], run: Callable[[Sequence[Item]], list[Result]], size: int
+) -> list[Result]:
+    """Run over batches of items of like length (longest first); results in the order of the items."""
+    if size < 1:
+        raise ConfigError(f"a batch has at least one row, found batch_size={size}")
+    order = sorted(range(len(items)), key=lambda i: -length(items[i]))
+    results: dict[int, Result] = {}
+    for start in range(0, len(order), size):
+        at = order[start : start + size]
+        results.update(zip(at, run([items[i] for i in at]), strict=True))
+    return [results[i] for i in range(len(items))]
+
+
+def logits_by_row(logits: np.ndarray[Any, Any], features: Sequence[Features], tasks: Sequence[Task]) -> list[Logits]:
+    """Logits of a batch, [B,C] or [B,T,C], padded -> each row's own: [C], or [T,C] for a task on tokens.
+
+    In a batch that mixes both, a row for the whole text stands at position 0.
+    """
+    rows: list[Logits] = []
+    for z, f, task in zip(logits, features, tasks, strict=True):
+        if task.head == "token":
+            rows.append(z[: len(f), : task.num_outputs])
+        else:
+            rows.append((z[0] if z.ndim == 2 else z)[: task.num_outputs])
+    return rows
+
+
+def unlabelled(row: Row) -> Row:
+    """The row without what there is to learn."""
+    return {key: value for key, value in row.items() if key not in ("label", "tags")}
+
+
+def as_row(item: Any, card: TaskCard, where: str) -> Row:
+    """An input of any allowed form -> a row of the task, or a DataError that says which form is wanted."""
+    if isinstance(item, Mapping):
+        item = _from_columns(cast("Mapping[str, Any]", item), card, where)
+    if card.task.kind == "tagging":
+        if isinstance(item, str):
+            return {"text": item}
+        if len(item) and all(isinstance(word, str) and word.strip() for word in item):
+            return {"tokens": list(item)}
+        raise DataError(f"{where}: task {card.name!r} wants a text or a list of words, found {item!r}")
+    if card.task.pair:
+        if not isinstance(item, str) and len(item) == 2 and all(isinstance(text, str) for text in item):
+            return {"text": item[0], "text_pair": item[1]}
+        raise DataError(
+            f"{where}: task {card.name!r} wants a pair of texts ({' + '.join(card.columns.inputs)}), found {item!r}"
+        )
+    if not isinstance(item, str):
+        raise DataError(f"{where}: task {card.name!r} wants one text, found {item!r}")
+    return {"text": item}
+
+
+def _from_columns(row: Mapping[str, Any], card: TaskCard, where: str) -> Any:
+    plain = ("tokens",) if card.task.kind == "tagging" else ("text", "text_pair")[: 1 + card.task.pair]
+    names = next((names for names in (card.columns.inputs, plain, ("text",)) if all(n in row for n in names)), None)
+    if names is None or (names == ("text",) and card.task.pair):
+        raise DataError(f"{where}: wanted {' + '.join(card.columns.inputs)}, found {', '.join(row) or 'nothing'}")
+    return row[names[0]] if len(names) == 1 else [row[name] for name in names]
+
+
+def _check_inputs(inputs: Any) -> None:
+    if isinstance(inputs, str):
+        raise DataError("wanted a list of inputs, found one text; put it in a list")

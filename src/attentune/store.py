@@ -1,0 +1,245 @@
+"""The adapter folder: the contract between training and serving. Written whole or not at all, read with every check.
+
+    adapter_config.json         pure peft
+    adapter_model.safetensors   pure peft: the method's tensors and the head
+    task.json                   the task card: all that prediction needs besides
+    recipe.toml                 how it was made
+    metrics.json                how good it is
+    README.md                   the model card
+
+There is never a pickle in it. It is written beside its place and renamed, so that a kill leaves the old folder or the
+new one, whole; if it strikes between the two renames the old one is found again at the next look.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from attentune.errors import StoreError
+from attentune.tasks import Task, task_from_card
+from attentune.tasks.columns import Columns
+
+CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "task.json"
+RECIPE, METRICS, README = "recipe.toml", "metrics.json", "README.md"
+FORMAT = 1
+
+
+class Saves(Protocol):
+    """What writes the peft part: a PeftModel."""
+
+    def save_pretrained(self, save_directory: str, **options: Any) -> None:
+        """Write adapter_config.json and adapter_model.safetensors."""
+        ...
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Which backbone an adapter was trained on."""
+
+    id: str
+    fingerprint: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """Everything that prediction needs besides the tensors."""
+
+    name: str
+    method: str
+    task: Task
+    columns: Columns
+    backbone: Backbone
+    max_length: int
+    pooling: str
+    temperature: float = 1.0
+
+    def to_json(self) -> str:
+        """As task.json holds it."""
+        card = {
+            "format": FORMAT,
+            "attentune": metadata.version("attentune"),
+            "name": self.name,
+            "method": self.method,
+            "task": self.task.to_card(),
+            "columns": self.columns.to_card(),
+            "backbone": asdict(self.backbone),
+            "max_length": self.max_length,
+            "pooling": self.pooling,
+            "temperature": self.temperature,
+        }
+        return json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> "TaskCard":
+        """A task.json -> card; `where` stands in errors."""
+        try:
+            card = json.loads(text)
+            if card["format"] != FORMAT:
+                raise StoreError(f"{where} has format {card['format']}, this attentune reads format {FORMAT}")
+            return cls(
+                name=card["name"],
+                method=card["method"],
+                task=task_from_card(card["task"]),
+                columns=Columns.from_card(card["columns"]),
+                backbone=Backbone(**card["backbone"]),
+                max_length=int(card["max_length"]),
+                pooling=card["pooling"],
+                temperature=float(card["temperature"]),
+            )
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise StoreError(f"{where} is no task card: {error}") from error
+        except KeyError as error:
+            raise StoreError(f"{where} has no {error.args[0]!r}") from error
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An adapter folder, read and checked; the tensors stay in the file."""
+
+    folder: Path
+    card: TaskCard
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    recipe: str
+
+
+def write(folder: str | Path, model: Saves, card: TaskCard, recipe: str, metrics: Mapping[str, Any]) -> Path:
+    """Write an adapter folder; an older one at the same place is replaced.
+
+    Raises:
+        StoreError: something that is no adapter is at the place.
+    """
+    target = check_writable(folder)
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    model.save_pretrained(str(fresh), safe_serialization=True, save_embedding_layers=False)
+    (fresh / CARD).write_text(card.to_json(), encoding="utf-8")
+    (fresh / RECIPE).write_text(recipe, encoding="utf-8")
+    (fresh / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    # safetensors writes for its owner only; the adapter is for whom the rest of the folder is for.
+    (fresh / WEIGHTS).chmod((fresh / CARD).stat().st_mode)
+    (fresh / README).write_text(model_card(card, metrics, (fresh / WEIGHTS).stat().st_size), encoding="utf-8")
+    _replace(target, fresh)
+    return target
+
+
+def check_writable(folder: str | Path) -> Path:
+    """The place of a new adapter folder: free, empty, or an older adapter; else a StoreError."""
+    target = Path(folder).expanduser().absolute()
+    _recover(target)
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file()):
+        raise StoreError(f"{folder} exists and is no adapter folder; name another one")
+    return target
+
+
+def read(folder: str | Path) -> Stored:
+    """Read and check an adapter folder."""
+    place = Path(folder).expanduser().absolute()
+    _recover(place)
+    if not place.is_dir():
+        raise StoreError(f"no adapter folder at {folder}")
+    missing = [name for name in (CONFIG, WEIGHTS, CARD) if not (place / name).is_file()]
+    if missing:
+        raise StoreError(f"{folder} is no adapter folder of attentune: it has no {', '.join(missing)}")
+    card = TaskCard.from_json((place / CARD).read_text(encoding="utf-8"), f"{folder}/{CARD}")
+    config = _read_json(place / CONFIG)
+    recipe = place / RECIPE
+    return Stored(
+        folder=place,
+        card=card,
+        config=config,
+        metrics=_read_json(place / METRICS) if (place / METRICS).is_file() else {},
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"{path} holds no JSON object")
+    return found
+
+
+def _replace(target: Path, fresh: Path) -> None:
+    """Put `fresh` where `target` is. Between the renames only `.old` exists, which `_recover` moves back."""
+    old = _old(target)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(fresh, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(target: Path) -> None:
+    old = _old(target)
+    if old.is_dir() and not target.exists():
+        os.rename(old, target)
+    elif old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def model_card(card: TaskCard, metrics: Mapping[str, Any], size: int) -> str:
+    """The README.md of an adapter folder."""
+    labels = ", ".join(card.task.labels[:20]) + (" ..." if len(card.task.labels) > 20 else "")
+    rows = "\n".join(_score_row(name, metrics[name]) for name in ("validation", "test", "baseline") if name in metrics)
+    learned = f"Classes: {labels}." if labels else "The answer is a number."
+    return CARD_TEXT.format(
+        backbone=card.backbone.id,
+        name=card.name,
+        method=card.method,
+        kind=card.task.kind,
+        columns=card.columns.shown(),
+        learned=learned,
+        size=f"{size / 1024:.0f} KiB",
+        scores=rows or "(none were taken)",
+        max_length=card.max_length,
+        temperature="not calibrated" if card.temperature == 1.0 else f"calibrated, temperature {card.temperature:.3f}",
+    )
+
+
+def _score_row(name: str, scores: Mapping[str, float]) -> str:
+    return f"- {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items())
+
+
+CARD_TEXT = """\
+---
+library_name: peft
+base_model: {backbone}
+tags: [attentune, {method}]
+---
+
+# {name}
+
+An adapter ({method}, {size}) that answers one {kind} task on the frozen backbone `{backbone}`: {columns}. {learned}
+
+```python
+import attentune  # also before peft loads this folder: it makes the method known
+
+adapter = attentune.load("path/to/this/folder")
+adapter.predict(["a text"])
+```
+
+## Scores
+
+{scores}
+
+`baseline` is a bag-of-words model on the rows of the last split above. All settings are in `recipe.toml`.
+
+## Limits
+
+Texts are cut after {max_length} tokens (answers then say `truncated`). Probabilities are {temperature}. The scores hold
+for texts like those of the training data; on others they can be much lower, without any sign of it.
+"""

@@ -1,0 +1,104 @@
+"""What no transformer is needed for: bag of words for texts, word shapes for tags. Shown beside the adapter's score."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from sklearn.feature_extraction import DictVectorizer
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
+
+from attentune.evaluation.metrics import Scores, score
+from attentune.tasks.sources import Row
+
+WORDS_FOR_TAGS = 20_000
+"""Training words that the tagging baseline reads, at most: it is a yardstick and has to be quick."""
+
+
+def baseline(kind: str, train: Sequence[Row], rows: Sequence[Row], labels: Sequence[str]) -> Scores:
+    """All scores on `rows` of a linear model on words (TF-IDF of one and two words), learned from `train`."""
+    if kind == "tagging":
+        return score(kind, _tags(train, rows), [row["tags"] for row in rows])
+    x, y = _vectors(train, rows)
+    targets = [row["label"] for row in train]
+    references = [row["label"] for row in rows]
+    if kind == "regression":
+        return score(kind, list(Ridge(alpha=1.0).fit(x, targets).predict(y)), references)
+    model = LogisticRegression(C=10.0, max_iter=1000)
+    if kind == "classification":
+        return score(kind, list(model.fit(x, targets).predict(y)), references)
+    seen = [name for name in labels if any(name in t for t in targets) and not all(name in t for t in targets)]
+    learned = OneVsRestClassifier(model).fit(x, _indicators(targets, seen)) if seen else None
+    found = np.asarray(learned.predict(y)).reshape(len(rows), -1) if learned else np.zeros((len(rows), 0))
+    always = [name for name in labels if all(name in t for t in targets)]
+    guesses = [[*always, *(name for name, on in zip(seen, row, strict=True) if on)] for row in found]
+    return score(kind, list(_indicators(guesses, labels)), list(_indicators(references, labels)))
+
+
+def _indicators(rows: Sequence[Sequence[str]], labels: Sequence[str]) -> Any:
+    return np.array([[int(name in row) for name in labels] for row in rows])
+
+
+def _vectors(train: Sequence[Row], rows: Sequence[Row]) -> tuple[Any, Any]:
+    """TF-IDF of the text; of a pair: of each side, and of the words that both sides share."""
+    views = [lambda row: row["text"]]
+    if "text_pair" in train[0]:
+        views += [lambda row: row["text_pair"], _shared_words]
+    columns = [_fit_view([view(row) for row in train], [view(row) for row in rows]) for view in views]
+    return sparse.hstack([x for x, _ in columns]).tocsr(), sparse.hstack([y for _, y in columns]).tocsr()
+
+
+def _fit_view(train: list[str], rows: list[str]) -> tuple[Any, Any]:
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
+    try:
+        return vectorizer.fit_transform(train), vectorizer.transform(rows)
+    except ValueError:  # no word at all in this view of the training rows
+        return sparse.csr_matrix((len(train), 1)), sparse.csr_matrix((len(rows), 1))
+
+
+def _shared_words(row: Row) -> str:
+    first, second = (set(row[key].lower().split()) for key in ("text", "text_pair"))
+    shared = len(first & second) / max(len(first | second), 1)
+    return " ".join([f"overlap{round(shared * 10)}", *(f"only{w}" for w in sorted(first ^ second))])
+
+
+def _tags(train: Sequence[Row], rows: Sequence[Row]) -> list[list[str]]:
+    """A tag for each word alone, from the word, its shape, its ends and its neighbours."""
+    features: list[dict[str, Any]] = []
+    targets: list[str] = []
+    for row in train:
+        if len(targets) >= WORDS_FOR_TAGS:
+            break
+        features += _word_features(row["tokens"])
+        targets += row["tags"]
+    if len(set(targets)) < 2:
+        return [[targets[0]] * len(row["tokens"]) for row in rows]
+    vectorizer = DictVectorizer()
+    model = LogisticRegression(C=5.0, max_iter=200).fit(vectorizer.fit_transform(features), targets)
+    flat = iter(model.predict(vectorizer.transform([f for row in rows for f in _word_features(row["tokens"])])))
+    return [[str(next(flat)) for _ in row["tokens"]] for row in rows]
+
+
+def _word_features(tokens: Sequence[str]) -> list[dict[str, Any]]:
+    padded = ["<s>", *tokens, "</s>"]
+    return [
+        {
+            "word": word.lower(),
+            "shape": _shape(word),
+            "start": word[:3].lower(),
+            "end": word[-3:].lower(),
+            "before": padded[i].lower(),
+            "before shape": _shape(padded[i]),
+            "after": padded[i + 2].lower(),
+            "after shape": _shape(padded[i + 2]),
+        }
+        for i, word in enumerate(tokens)
+    ]
+
+
+def _shape(word: str) -> str:
+    """'McBain-7' -> 'XxXx-d': kinds of signs, repeats once."""
+    kinds = ["X" if c.isupper() else "x" if c.islower() else "d" if c.isdigit() else c for c in word]
+    return "".join(kind for i, kind in enumerate(kinds) if i == 0 or kinds[i - 1] != kind)

@@ -1,0 +1,214 @@
+"""The Trainer of a task: arguments, optimiser, loss, scores while training, and its checkpoints."""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from attentune.errors import ConfigError
+from attentune.evaluation.metrics import Scores
+from attentune.predict import logits_by_row
+from attentune.tasks import Features, Task
+from attentune.tasks.sources import Row
+from attentune.tasks.task import collate
+from attentune.training.recipe import TrainingOptions
+
+
+class Checkpoints:
+    """`<output>.training`: what a killed run leaves behind, and which run that was."""
+
+    def __init__(self, output: Path, identity: Any) -> None:
+        self.folder = output.with_name(f"{output.name}.training")
+        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def start(self, writes: bool, resume: bool) -> str | None:
+        """The checkpoint to go on from, or None for a fresh start; only the process that `writes` touches the disk.
+
+        Raises:
+            ConfigError: the checkpoints belong to another recipe, backbone or task.
+        """
+        mark = self.folder / "run.json"
+        if resume and mark.is_file():
+            if json.loads(mark.read_text(encoding="utf-8")) != self.identity:
+                raise ConfigError(f"{self.folder} holds a run with other settings or data; start again without resume")
+            return self._last_whole()
+        if writes:
+            self.remove()
+            self.folder.mkdir(parents=True)
+            mark.write_text(json.dumps(self.identity), encoding="utf-8")
+        return None
+
+    def _last_whole(self) -> str | None:
+        """A kill while saving leaves a checkpoint without its state, which the Trainer writes last."""
+        found: dict[int, Path] = {}
+        for folder in self.folder.glob("checkpoint-*"):
+            try:
+                found[json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = folder
+            except (OSError, json.JSONDecodeError):
+                continue
+        return str(found[max(found)]) if found else None
+
+    def remove(self) -> None:
+        """The run is over, or a new one begins."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Examples(Dataset[Features]):
+    """Features as the Trainer wants them."""
+
+    def __init__(self, features: Sequence[Features]) -> None:
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> Features:
+        return self.features[index]
+
+
+class Reporter(TrainerCallback):
+    """One line after each evaluation."""
+
+    def __init__(self, report: Callable[[str], None], metric: str) -> None:
+        self.report, self.metric, self.loss = report, metric, math.nan
+
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Remember the training loss."""
+        self.loss = given["logs"].get("loss", self.loss)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Say how far it is and how good."""
+        if state.is_world_process_zero:
+            value = given["metrics"][f"eval_{self.metric}"]
+            self.report(
+                f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs}: loss {self.loss:.4f}, "
+                f"validation {self.metric} {value:.4f}"
+            )
+
+
+def arguments(folder: Path, training: TrainingOptions, metric: str) -> TrainingArguments:
+    """Our options as the Trainer's."""
+    rhythm = "steps" if training.eval_steps else "epoch"
+    every = training.eval_steps or 1
+    cuda = torch.cuda.is_available()
+    bf16 = training.precision == "bfloat16" or (
+        training.precision == "auto" and cuda and torch.cuda.is_bf16_supported()
+    )
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.batch_size * 2,
+        gradient_accumulation_steps=training.accumulate,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup,
+        max_grad_norm=training.clip,
+        bf16=bf16,
+        eval_strategy=rhythm,
+        eval_steps=every,
+        save_strategy=rhythm,
+        save_steps=every,
+        logging_strategy=rhythm,
+        logging_steps=every,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,
+        metric_for_best_model=metric,
+        greater_is_better=metric != "mse",
+        seed=training.seed,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        average_tokens_across_devices=False,
+        dataloader_pin_memory=cuda,
+        disable_tqdm=True,
+        report_to=[],
+    )
+
+
+def build_trainer(
+    *,
+    model: PeftModel,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Sequence[Features],
+    validation: tuple[Sequence[Features], Sequence[Row]],
+    args: TrainingArguments,
+    training: TrainingOptions,
+    report: Callable[[str], None],
+) -> Trainer:
+    """A Trainer that learns the task and scores it on the validation rows after each epoch."""
+    features, rows = _by_length(*validation)
+
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        # The Trainer leaves the division by accumulated batches to a loss of one's own.
+        return task.loss(outputs.logits, labels).mean() / (training.accumulate if torch.is_grad_enabled() else 1)
+
+    def scores(prediction: EvalPrediction) -> Scores:
+        return score_logits(task, cast("Any", prediction.predictions), features, rows)
+
+    trainer = Trainer(
+        model=cast("Any", model),
+        args=args,
+        data_collator=lambda batch: collate(task, batch, tokenizer),
+        train_dataset=Examples(train),
+        eval_dataset=Examples(features),
+        compute_loss_func=loss,
+        compute_metrics=cast("Any", scores),
+        optimizers=(optimiser(model, training), cast("Any", None)),
+        callbacks=[Reporter(report, cast("str", args.metric_for_best_model))],
+    )
+    trainer.model_accepts_loss_kwargs = False
+    trainer.remove_callback(PrinterCallback)
+    if training.patience:
+        trainer.add_callback(EarlyStoppingCallback(training.patience))
+    return trainer
+
+
+def optimiser(model: PeftModel, training: TrainingOptions) -> torch.optim.Optimizer:
+    """AdamW with a rate for the head and a rate for the method's tensors."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    rate = training.head_learning_rate or training.learning_rate
+    groups = [
+        {"params": [p for name, p in named if ".heads." not in name], "lr": training.learning_rate},
+        {"params": [p for name, p in named if ".heads." in name], "lr": rate},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=training.weight_decay)
+
+
+def evaluate(trainer: Trainer, task: Task, features: Sequence[Features], rows: Sequence[Row]) -> Scores:
+    """Scores of labelled rows with the model as it is, on every process."""
+    features, rows = _by_length(features, rows)
+    trainer.compute_metrics = None
+    predictions = trainer.predict(cast("Any", Examples(features))).predictions
+    return score_logits(task, cast("Any", predictions), features, rows)
+
+
+def score_logits(task: Task, logits: Any, features: Sequence[Features], rows: Sequence[Row]) -> Scores:
+    """Padded logits [N,C] or [N,T,C] of all rows -> scores, by way of answers as prediction gives them."""
+    each = logits_by_row(logits, features, [task] * len(features))
+    return task.score(task.decode(each, features), rows)
+
+
+def _by_length(features: Sequence[Features], rows: Sequence[Row]) -> tuple[list[Features], list[Row]]:
+    """Rows of like length next to each other: scores do not depend on the order, padding does."""
+    order = sorted(range(len(features)), key=lambda i: -len(features[i]))
+    return [features[i] for i in order], [rows[i] for i in order]

@@ -1,0 +1,185 @@
+"""Data in, adapter folder out: the one training loop, `transformers.Trainer`, read from top to bottom.
+
+While it runs, checkpoints lie in `<output>.training`; `resume` goes on from the last one and ends in the same tensors
+as a run that was never killed. The folder goes when the adapter is written.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from attentune import store
+from attentune.anatomy import max_length
+from attentune.backbones import fingerprint, hub_id, load_backbone, load_tokenizer, revision
+from attentune.errors import ConfigError
+from attentune.evaluation.metrics import check_name
+from attentune.heads import HeadConfig
+from attentune.methods import METHODS
+from attentune.model import TaskModel
+from attentune.store import Backbone, TaskCard
+from attentune.tasks import Data, Features, Task, load_data, task_of
+from attentune.tasks.sources import Source
+from attentune.training.baseline import baseline
+from attentune.training.loop import Checkpoints, arguments, build_trainer, evaluate
+from attentune.training.recipe import Recipe, method_options, read_recipe, recipe_of, shipped_recipe
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training run made."""
+
+    folder: Path
+    card: TaskCard
+    metrics: dict[str, Any]
+    """Scores of `validation`, `test` (if there is one) and the bag-of-words `baseline`; `run`: rows, steps, seconds."""
+    notes: tuple[str, ...]
+    """What was guessed from the data."""
+
+
+def train(
+    data: Source | Data,
+    method: str | None = None,
+    output: str | Path = "adapter",
+    backbone: str = "minilm",
+    recipe: str | Path | Recipe | None = None,
+    *,
+    task: str | None = None,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    resume: bool = False,
+    report: Report = lambda line: None,
+    **overrides: Any,
+) -> Result:
+    """Train an adapter for the task of `data` and write its folder.
+
+    `method` is pasta unless the recipe or you say otherwise; without `recipe` the one that ships for the kind of task
+    and the method is used. `overrides` are keys of a recipe (`epochs=3`). `report` gets a line after each evaluation.
+
+    Raises:
+        AttentuneError: DataError, ConfigError, StoreError or UnsupportedError; each says what was wanted, what was
+            found and what exists.
+    """
+    target = store.check_writable(output)
+    named = {"task.kind": task, "task.text": list(text) or None, "task.label": label}
+    changes = {**{key: value for key, value in named.items() if value is not None}, **overrides}
+    rows, chosen = choose(data, method, recipe, changes)
+    for note in rows.notes:
+        report(note)
+    seed = chosen.training.seed
+    set_seed(seed)
+    base, tokenizer = load_backbone(backbone), load_tokenizer(backbone)
+    origin = Backbone(hub_id(backbone), fingerprint(base), revision(base))
+    learned = task_of(rows)
+    metric = check_name(rows.kind, chosen.task.metric or learned.main_metric, rows.labels)
+    model = adapt(base, tokenizer, learned, chosen)
+    limit = longest(model, chosen, tokenizer)
+    card = TaskCard(target.name, chosen.method, learned, rows.columns, origin, limit, chosen.task.pooling)
+    begin = time.perf_counter()
+    features = encode_splits(learned, tokenizer, rows, limit)
+    checkpoints = Checkpoints(target, identity=[chosen.to_toml(), origin.fingerprint, rows.train])
+    trainer = build_trainer(
+        model=model,
+        task=learned,
+        tokenizer=tokenizer,
+        train=features["train"],
+        validation=(features["validation"], rows.validation),
+        args=arguments(checkpoints.folder, chosen.training, metric),
+        training=chosen.training,
+        report=report,
+    )
+    done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
+    metrics: dict[str, Any] = {
+        name: evaluate(trainer, learned, features[name], getattr(rows, name))
+        for name in ("validation", "test")
+        if features[name]
+    }
+    if trainer.is_world_process_zero():
+        last = rows.test or rows.validation
+        metrics["baseline"] = baseline(rows.kind, rows.train, last, rows.labels)
+        metrics["run"] = {
+            "training_rows": len(rows.train),
+            "steps": done.global_step,
+            "seconds": round(time.perf_counter() - begin, 1),
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        }
+        finish(model, origin.id)
+        store.write(target, cast("store.Saves", model), card, chosen.to_toml(), metrics)
+        checkpoints.remove()
+    trainer.accelerator.wait_for_everyone()
+    return Result(target, card, metrics, rows.notes)
+
+
+def choose(
+    data: Source | Data, method: str | None, recipe: str | Path | Recipe | None, changes: Mapping[str, Any]
+) -> tuple[Data, Recipe]:
+    """Read the data as the recipe says; without a recipe take the one for the kind of task that they make."""
+    if isinstance(recipe, Recipe | None):
+        first = recipe or recipe_of({"method": {"name": method or "pasta"}})
+    else:
+        first = read_recipe(recipe)
+    if method not in (None, first.method):
+        raise ConfigError(f"the recipe is for {first.method}, and the method asked for is {method}; drop one of them")
+    wanted = first.override(changes)
+    options = wanted.task
+    rows = load_data(data, options.kind, options.text, options.label, options.validation)
+    if recipe is None:
+        wanted = shipped_recipe(rows.kind, first.method, rows.pair).override(changes)
+    return rows, wanted
+
+
+def adapt(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, recipe: Recipe) -> PeftModel:
+    """A frozen backbone -> with the method's fresh tensors and the task's head."""
+    options = recipe.task
+    head = HeadConfig(
+        kind=task.head,
+        num_labels=task.num_outputs,
+        pooling=cast("Any", options.pooling),
+        dropout=options.dropout,
+    )
+    given = recipe.options
+    if "special_ids" in method_options(recipe.method):
+        given = {"special_ids": special_ids(tokenizer), **given}
+    config = METHODS[recipe.method].config(head=head, **given)
+    model = cast("PeftModel", get_peft_model(cast("Any", TaskModel(base)), config))
+    # peft would ask the hub about the named backbone at every checkpoint; `finish` names it.
+    model.peft_config["default"].base_model_name_or_path = ""
+    return model
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """The special tokens that the tokenizer puts around texts; None where it puts none."""
+    around = set(cast("list[int]", tokenizer("a", "a")["input_ids"])) - {tokenizer.unk_token_id}
+    return sorted(around & set(tokenizer.all_special_ids)) or None
+
+
+def longest(model: PeftModel, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens of a text: what the recipe asks for, if the position table has room for it beside the prompt."""
+    config = model.peft_config["default"]
+    prompt = METHODS[recipe.method].prompt_length(config)
+    room = max_length(cast("TaskModel", model.get_base_model()).config)
+    limit = recipe.task.max_length if room is None else min(recipe.task.max_length, room - prompt)
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    if limit < least:
+        raise ConfigError(f"max_length leaves {limit} tokens beside {prompt} prompt rows; at least {least} are needed")
+    return limit
+
+
+def encode_splits(task: Task, tokenizer: PreTrainedTokenizerBase, rows: Data, limit: int) -> dict[str, list[Features]]:
+    """Every split -> features."""
+    return {
+        name: task.encode(tokenizer, split, limit)
+        for name, split in (("train", rows.train), ("validation", rows.validation), ("test", rows.test))
+    }
+
+
+def finish(model: PeftModel, backbone: str) -> None:
+    """Leave out what served training only, and name the backbone."""
+    cast("Any", model.base_model).fold_adapter("default")
+    model.peft_config["default"].base_model_name_or_path = backbone

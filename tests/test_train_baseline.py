@@ -1,0 +1,44 @@
+"""The bag-of-words yardstick learns what words alone can tell, for every kind of task."""
+
+from typing import Any
+
+from attentune.training.baseline import baseline
+
+
+def rows_of(label: Any) -> list[dict[str, Any]]:
+    return [{"text": f"word{i} {'good' if i % 2 else 'bad'} film", "label": label(i)} for i in range(40)]
+
+
+def test_classes() -> None:
+    rows = rows_of(lambda i: "pos" if i % 2 else "neg")
+    assert baseline("classification", rows, rows[:10], ("neg", "pos"))["accuracy"] == 1.0
+
+
+def test_numbers() -> None:
+    rows = rows_of(lambda i: float(i % 2))
+    assert baseline("regression", rows, rows[:10], ())["pearson"] > 0.95
+
+
+def test_sets_of_classes_with_one_in_all_and_one_in_none() -> None:
+    rows = rows_of(lambda i: ["all", "pos"] if i % 2 else ["all"])
+    scores = baseline("multilabel", rows, rows[:10], ("all", "none", "pos"))
+    assert scores["exact_match"] == 1.0
+    assert baseline("multilabel", rows[:20:2], rows[:10:2], ("all",))["exact_match"] == 1.0
+
+
+def test_pairs_with_shared_words() -> None:
+    texts = ["red river", "blue sun", "long play", "good plot", "old town", "big tree"] * 5
+    rows = [
+        {"text": text, "text_pair": text if i % 2 else "rain now", "label": "same" if i % 2 else "other"}
+        for i, text in enumerate(texts)
+    ]
+    assert baseline("classification", rows, rows[:10], ("other", "same"))["accuracy"] == 1.0
+    without_words = [{"text": "\u200b", "text_pair": "x", "label": row["label"]} for row in rows]
+    assert baseline("classification", without_words, rows[:2], ("other", "same"))["accuracy"] == 0.5
+
+
+def test_tags() -> None:
+    rows = [{"tokens": ["Anna", "lives", "in", city], "tags": ["O", "O", "O", "B-LOC"]} for city in ("Rome", "Oslo")]
+    assert baseline("tagging", rows * 5, [{**rows[0], "tokens": ["Bob", "is", "in", "Bonn"]}], ())["f1"] == 1.0
+    only = [{"tokens": ["a", "b"], "tags": ["O", "O"]}]
+    assert baseline("tagging", only, rows[:1], ())["f1"] == 0.0
