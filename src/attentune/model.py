@@ -75,7 +75,7 @@ class TaskModel(nn.Module):
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether it is on."""
-        return self.backbone.is_gradient_checkpointing
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.backbone.modules())
 
     def forward(
         self,
