@@ -61,7 +61,7 @@ class Writer:
         return Slots(self.draw, self.pool.values)
 
     def mail(self, message: Message, clauses: list[str], dressed: float) -> list[Run]:
-        """The message among its clauses, each with a salutation and a signature at the given chance; never one twice."""
+        """The message among its clauses, at times with a salutation or a signature; never the same mail twice."""
         while True:
             pieces = [self.slots().fill(clause) for clause in clauses]
             pieces.insert(int(self.draw.random() * (len(pieces) + 1)), self.slots().fill(message.text))
@@ -95,7 +95,7 @@ def sentiment(draw: Draw, pool: Pool, split: str) -> list[Row]:
     decks = {tone: Deck(draw, pool.sentiment[tone]) for tone in SENTIMENTS}
     rows: list[Row] = []
     for label in SENTIMENTS:
-        for _ in range(240 if split == "train" else 80):
+        for _ in range(300 if split == "train" else 100):
             clauses = [decks[label].deal() for _ in range(2 if draw.chance(0.3) else 1)]
             if label != "neutral" and draw.chance(0.4):
                 clauses.insert(0, decks["neutral"].deal())
@@ -197,14 +197,8 @@ def plot(draw: Draw, stock: Stock, first: Paragraph) -> list[Paragraph]:
         chat = not late and length(tail) < length(body)
         part = tail if chat else body
         role = "customer" if (part or turns)[-1].role == "agent" else "agent"
-        stages = (
-            ("digression",)
-            if chat
-            else ("digression", "middle")
-            if late and draw.chance(0.25)
-            else ("middle", "digression")
-        )
-        part.append(stock.take(role, *stages))
+        aside = chat or (late and draw.chance(0.25))
+        part.append(stock.take(role, *(("digression", "middle") if aside else ("middle", "digression"))))
     return body + turns + tail + last
 
 

@@ -63,20 +63,22 @@ class Slots:
         return self.bound[slot]
 
     def fill(self, template: str) -> list[Run]:
-        """``a {product} from {date}`` or ``a [lamp|PRODUCT]`` -> runs; a literal product also becomes {product}."""
+        """``a {product} from {date}`` or ``a [lamp|PRODUCT]`` -> runs; the lamp is then the {product} of later sentences."""
         runs: list[Run] = []
+        named: dict[str, str] = {}
         end = 0
         for hole in HOLE.finditer(template):
             before = template[end : hole.start()]
             if hole["literal"]:
                 value, tag = hole["literal"], hole["tag"]
-                self.bound.setdefault(tag.lower(), value)
+                named[tag.lower()] = value
             else:
                 value, tag = self.value(hole["slot"], hole["kind"]), hole["kind"].upper()
             if ARTICLE.search(before) and value[0] in "aeioAEIO":
                 before = f"{before[:-1]}n "
             runs += [(before, None), (value, tag)]
             end = hole.end()
+        self.bound = named | self.bound
         return [*runs, (template[end:], None)]
 
 

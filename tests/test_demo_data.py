@@ -40,10 +40,7 @@ def rows(task: str, split: str) -> list[dict[str, Any]]:
 
 
 def texts(task: str, split: str) -> list[str]:
-    return [
-        " ".join(row["tokens"]) if "tokens" in row else f"{row['text']} {row.get('text_pair', '')}"
-        for row in rows(task, split)
-    ]
+    return [f"{row['text']} {row.get('text_pair', '')}" for row in rows(task, split)]
 
 
 @pytest.fixture(scope="module")
