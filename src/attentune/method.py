@@ -119,6 +119,11 @@ class Frame:
     batch: int = 0
     """B of the whole batch."""
 
+    @property
+    def uniform(self) -> bool:
+        """The same adapters serve every row."""
+        return self.groups is None or (len(self.groups) == 1 and self.groups[0].which is None and self.groups[0].rows is None)
+
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """`make()` at the first call of this forward, the same value afterwards."""
         if key not in self.memo:
@@ -210,6 +215,9 @@ class MethodConfig(PeftConfig):
             self.layers_to_transform = [self.layers_to_transform]
         if self.init_weights not in (True, False, "paper"):
             raise ConfigError(f"init_weights is true, false or 'paper', not {self.init_weights!r}")
+        dropout = getattr(self, "dropout", 0.0)
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout is at least 0 and below 1, not {dropout}")
 
     def key(self) -> str:
         """Adapters with equal keys have equal shapes and run as one group."""

@@ -55,6 +55,10 @@ class AttemptConfig(MethodConfig):
             raise ConfigError(
                 f"length and tasks are at least 1 and task is below tasks; got {self.length}, {self.tasks}, {self.task}"
             )
+        if self.sources < 0 or self.bottleneck < 1:
+            raise ConfigError(
+                f"sources is at least 0 and bottleneck at least 1; got {self.sources} and {self.bottleneck}"
+            )
         if self.ignore_target and (self.sources < 1 or self.attention == "none"):
             raise ConfigError("ignore_target leaves nothing to mix: it needs at least one source and an attention")
         if self.temperature is not None and self.temperature <= 0:

@@ -62,6 +62,10 @@ class PrefixPropagationConfig(MethodConfig):
                 raise ConfigError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
         if self.length < 1:
             raise ConfigError(f"length is at least 1, not {self.length}")
+        if self.mlp is not None and self.mlp < 1:
+            raise ConfigError(f"mlp is at least 1, not {self.mlp}")
+        if self.lengthscale <= 0:
+            raise ConfigError(f"lengthscale is positive, not {self.lengthscale}")
         if self.scale_rows and self.mode not in ("propagate", "combine"):
             raise ConfigError(f"scale_rows goes with mode propagate or combine, not {self.mode}")
         if self.pool == "prefix" and self.mode not in ("propagate", "combine"):
