@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from attentune.errors import UnsupportedError
 from attentune.method import Frame
 from attentune.methods.attempt import ATTENTIONS, AttemptConfig, edit_prompt, max_pool, mix, query_linear, query_sub
-from maths.drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
-from maths.slow import apply, dot, layer_norm, own, plus, silu, softmax, weighted
+
+from .drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
+from .slow import apply, dot, layer_norm, own, plus, silu, softmax, weighted
 
 
 def slow_pool(x, mask):

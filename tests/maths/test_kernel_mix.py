@@ -17,8 +17,9 @@ from attentune.methods.kernel_mix import (
     merge,
     per_head,
 )
-from maths.drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
-from maths.slow import apply, own, plus, times
+
+from .drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
+from .slow import apply, own, plus, times
 
 heads = st.integers(1, 3)
 EDITS = {Site.QUERY: edit_query, Site.VALUE: edit_value, Site.OUTPUT: edit_output}

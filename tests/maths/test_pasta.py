@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from attentune.errors import UnsupportedError
 from attentune.method import Frame
 from attentune.methods.pasta import PastaConfig, edit, one_hot, shift_special, slots_of
-from maths.drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
-from maths.slow import own, plus
+
+from .drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
+from .slow import own, plus
 
 
 def slot_numbers(special, slots):

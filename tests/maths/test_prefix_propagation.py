@@ -20,8 +20,9 @@ from attentune.methods.prefix_propagation import (
     perceptron,
     steer,
 )
-from maths.drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
-from maths.slow import apply, dot, own, plus, softmax, times, weighted
+
+from .drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
+from .slow import apply, dot, own, plus, softmax, times, weighted
 
 kernels = st.sampled_from(KERNELS)
 

@@ -21,8 +21,9 @@ from attentune.methods.tiny_attention import (
     tiny_attention,
     widen,
 )
-from maths.drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
-from maths.slow import apply, dot, layer_norm, own, plus, softmax, times, weighted
+
+from .drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
+from .slow import apply, dot, layer_norm, own, plus, softmax, times, weighted
 
 SHAPES = {  # of one expert
     "norm_weight": lambda d, a: (d,),
