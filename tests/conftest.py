@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
+pytest_plugins = ("golden_cases.summary",)
+
 WORDS = """
 good bad film plot the a is was not very who where when did river city Anna Paris London lives in visits price of
 ticket rain sun red blue one two three un ##seen ##ly ##s long play . , ? ! -
