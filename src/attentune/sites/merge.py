@@ -35,6 +35,7 @@ def weight_of(host: nn.Module, part: tuple[int, int]) -> tuple[Tensor, Tensor | 
     return weight.chunk(n, 0)[i], bias
 
 
+@torch.no_grad()
 def add(
     host: nn.Module,
     part: tuple[int, int],
