@@ -13,7 +13,7 @@ from hashlib import sha256
 import pytest
 from golden_cases import FAMILIES, prefix_propagation
 from golden_cases.case import COMMITTED, INDEX, Case, folder, names
-from golden_cases.summary import LEFT_OUT
+from golden_cases.summary import LEFT_OUT, NEAR
 from peft import get_peft_model
 
 from attentune.errors import UnsupportedError
@@ -41,7 +41,7 @@ def test_case(name: str, record_property: Callable[[str, object], None]) -> None
     ledger = FAMILIES[case.method](case)
     for key, reason in ledger.left_out.items():
         record_property(LEFT_OUT, [f"{name} {key}", reason])
-    ledger.close()
+    record_property(NEAR, ledger.close())
 
 
 @pytest.mark.parametrize("name", FUSED)

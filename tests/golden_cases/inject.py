@@ -27,7 +27,6 @@ class Watch:
 
     def __init__(self, stack: Any, anatomy: Anatomy) -> None:
         self.states: dict[int, Tensor] = {}
-        self.attention: dict[int, Tensor] = {}
         self.sites: dict[tuple[str, int], Tensor] = {}
         self.blocks: Any = stack.get_submodule(anatomy.blocks)
         for i, block in enumerate(self.blocks):
