@@ -101,7 +101,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     config = {key: getattr(model.config, key) for key in ESSENTIALS if hasattr(model.config, key)}
     names = sorted(name for name, p in model.named_parameters() if p.dim() == 2 and "pooler" not in name)
     weights = hashlib.sha256()
-    for name in dict.fromkeys([names[0], names[len(names) // 2], names[-1]]):
+    for name in names:
         tensor = model.get_parameter(name)
         weights.update(f"{name} {tuple(tensor.shape)}".encode())
         weights.update(_bytes_of(tensor))
@@ -132,7 +132,7 @@ def _quiet() -> Generator[None]:
             logging.enable_progress_bar()
 
 
-def _bytes_of(tensor: torch.Tensor, rows: int = 16) -> bytes:
+def _bytes_of(tensor: torch.Tensor, rows: int = 4) -> bytes:
     step = max(tensor.shape[0] // rows, 1)
     some = tensor.detach()[::step][:rows].contiguous().cpu()
     return some.view(torch.uint8).numpy().tobytes()

@@ -228,21 +228,23 @@ def as_row(item: Any, card: TaskCard, where: str) -> Row:
     """An input of any allowed form -> a row of the task, or a DataError that says which form is wanted."""
     if isinstance(item, Mapping):
         item = _from_columns(cast("Mapping[str, Any]", item), card, where)
+    texts = cast("list[Any]", list(item)) if isinstance(item, list | tuple) else [item]
+    are_texts = all(isinstance(text, str) for text in texts)
     if card.task.kind == "tagging":
+        wanted = "a text or a list of words"
         if isinstance(item, str):
             return {"text": item}
-        if len(item) and all(isinstance(word, str) and word.strip() for word in item):
-            return {"tokens": list(item)}
-        raise DataError(f"{where}: task {card.name!r} wants a text or a list of words, found {item!r}")
-    if card.task.pair:
-        if not isinstance(item, str) and len(item) == 2 and all(isinstance(text, str) for text in item):
-            return {"text": item[0], "text_pair": item[1]}
-        raise DataError(
-            f"{where}: task {card.name!r} wants a pair of texts ({' + '.join(card.columns.inputs)}), found {item!r}"
-        )
-    if not isinstance(item, str):
-        raise DataError(f"{where}: task {card.name!r} wants one text, found {item!r}")
-    return {"text": item}
+        if texts and are_texts and all(text.strip() for text in texts):
+            return {"tokens": texts}
+    elif card.task.pair:
+        wanted = f"a pair of texts ({' + '.join(card.columns.inputs)})"
+        if len(texts) == 2 and are_texts:
+            return {"text": texts[0], "text_pair": texts[1]}
+    else:
+        wanted = "one text"
+        if isinstance(item, str):
+            return {"text": item}
+    raise DataError(f"{where}: task {card.name!r} wants {wanted}, found {item!r}")
 
 
 def _from_columns(row: Mapping[str, Any], card: TaskCard, where: str) -> Any:

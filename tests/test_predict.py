@@ -1,0 +1,203 @@
+"""Answers: mixed batches equal single ones, orders are kept, other backbones are refused."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_train import QUICK, rows_of
+from transformers import AutoModel, AutoTokenizer
+
+import attentune
+from attentune.errors import ConfigError, DataError, StoreError
+from attentune.predict import in_batches, load_many, logits_by_row, predict_many
+from attentune.tasks import Classification, Features, Tagging
+from attentune.training.train import train
+
+TEXTS = ["good film", "bad rain the plot is not good", "sun", "Anna visits the river in Paris , very good !"]
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One adapter for each kind of task, each of another method."""
+    where = tmp_path_factory.mktemp("adapters")
+    pairs = {
+        "tone": ("classification", "pasta"),
+        "entails": ("pair", "kernel_mix"),
+        "topics": ("multilabel", "tiny_attention"),
+        "stars.v1": ("regression", "attempt"),
+        "names": ("tagging", "prefix_propagation"),
+    }
+    return {
+        name: train(rows_of(kind), method, where / name, str(tiny_bert), **QUICK).folder
+        for name, (kind, method) in pairs.items()
+    }
+
+
+def single(folders: dict[str, Path]) -> dict[str, Path]:
+    return {name: folder for name, folder in folders.items() if name != "entails"}
+
+
+def near(a: Any, b: Any) -> bool:
+    """Equal, numbers to 1e-5."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(near(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(near, a, b))
+    return a == pytest.approx(b, abs=1e-5) if isinstance(a, float) else a == b
+
+
+def test_one_text_through_many_tasks_equals_each_alone(folders: dict[str, Path]) -> None:
+    answers = predict_many(single(folders), TEXTS, batch_size=5)
+    for name, folder in single(folders).items():
+        alone = attentune.load(folder).predict(TEXTS, batch_size=1)
+        assert near([answer[name] for answer in answers], alone)
+
+
+def test_each_row_its_own_task(folders: dict[str, Path]) -> None:
+    predictor = load_many(folders)
+    tasks = ["names", "entails", "tone", "stars.v1", "tone", "topics"]
+    inputs = [TEXTS[3], (TEXTS[0], TEXTS[1]), TEXTS[2], TEXTS[1], TEXTS[1], TEXTS[0]]
+    mixed = predict_many(predictor, inputs, tasks)
+    for name, text, answer in zip(tasks, inputs, mixed, strict=True):
+        assert near(answer, attentune.load(folders[name]).predict([text])[0])
+    kinds = [next(key for key in answer if key != "truncated") for answer in mixed]
+    assert kinds == ["spans", "label", "label", "value", "label", "labels"]
+    assert near(predict_many(predictor, inputs, tasks, batch_size=2), mixed)
+
+
+def test_predictions_are_repeatable_bit_for_bit(folders: dict[str, Path]) -> None:
+    adapter = attentune.load(folders["tone"])
+    assert adapter.predict(TEXTS) == adapter.predict(TEXTS)
+    assert adapter.predict([]) == []
+
+
+def test_forms_of_input(folders: dict[str, Path]) -> None:
+    tone, entails, names = (attentune.load(folders[name]) for name in ("tone", "entails", "names"))
+    assert near(tone.predict([{"text": TEXTS[0], "label": "?"}]), tone.predict([TEXTS[0]]))
+    pair = entails.predict([("good film", "the plot")])
+    assert near(entails.predict([["good film", "the plot"]]), pair)
+    assert near(entails.predict([{"text": "good film", "text_pair": "the plot"}]), pair)
+    words = names.predict([["Anna", "visits", "Paris"]])
+    assert near(names.predict([{"tokens": ["Anna", "visits", "Paris"]}]), words)
+    assert near(names.predict(["Anna visits Paris"]), words)
+    assert near(names.predict([{"text": "Anna visits Paris"}]), words)
+
+
+@pytest.mark.parametrize(
+    ("task", "item", "match"),
+    [
+        ("tone", ("a", "b"), "input 2: task 'tone' wants one text, found ('a', 'b')"),
+        ("tone", 7, "input 2: task 'tone' wants one text, found 7"),
+        ("tone", {"texts": "a"}, "input 2: wanted text, found texts"),
+        ("entails", "a", "input 2: task 'entails' wants a pair of texts (text + text_pair), found 'a'"),
+        ("entails", {"text": "a"}, "input 2: wanted text + text_pair, found text"),
+        ("names", [], "input 2: task 'names' wants a text or a list of words, found []"),
+        ("names", 3, "input 2: task 'names' wants a text or a list of words, found 3"),
+    ],
+)
+def test_wrong_inputs(folders: dict[str, Path], task: str, item: Any, match: str) -> None:
+    good: Any = {"tone": "a", "entails": ("a", "b"), "names": "a"}[task]
+    with pytest.raises(DataError, match=re.escape(match)):
+        attentune.load(folders[task]).predict([good, item])
+
+
+def test_wrong_calls(folders: dict[str, Path]) -> None:
+    tone = attentune.load(folders["tone"])
+    with pytest.raises(DataError, match="wanted a list of inputs, found one text"):
+        tone.predict("a text")
+    with pytest.raises(ConfigError, match="at least one row, found batch_size=0"):
+        tone.predict(["a"], batch_size=0)
+    with pytest.raises(DataError, match="2 inputs and 1 tasks"):
+        predict_many(tone.predictor, ["a", "b"], tasks=["tone"])
+    with pytest.raises(ConfigError, match="no task 'tune'; loaded are tone"):
+        predict_many(tone.predictor, ["a"], tasks=["tune"])
+    with pytest.raises(ConfigError, match="no adapter given"):
+        predict_many({}, ["a"])
+    with pytest.raises(DataError, match="wanted a list of inputs"):
+        predict_many(tone.predictor, "a text")
+
+
+def test_truncation_is_flagged(folders: dict[str, Path]) -> None:
+    answers = predict_many(single(folders), ["good " * 40, "good"])
+    assert all(answer["truncated"] for answer in answers[0].values())
+    assert not any(answer["truncated"] for answer in answers[1].values())
+
+
+def test_another_backbone_is_refused(folders: dict[str, Path], tiny_bert: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_bert, tmp_path / "copy")
+    attentune.load(folders["tone"], backbone=str(copy))
+    model = AutoModel.from_pretrained(copy)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[0] += 1.0
+    model.save_pretrained(copy)
+    with pytest.raises(StoreError, match=r"'tone' was trained on .* with fingerprint \w+-float32-\w+; the weights at"):
+        attentune.load(folders["tone"], backbone=str(copy))
+    card = folders["tone"] / "task.json"
+    other = shutil.copytree(folders["tone"], tmp_path / "other")
+    moved = json.loads(card.read_text())
+    moved["backbone"]["id"] = "someone/else"
+    (other / "task.json").write_text(json.dumps(moved))
+    with pytest.raises(StoreError, match="belong to different backbones"):
+        predict_many({"a": folders["tone"], "b": other}, ["x"])
+    predict_many({"a": folders["tone"], "b": other}, ["x"], backbone=str(tiny_bert))
+
+
+def test_unknown_method(folders: dict[str, Path], tmp_path: Path) -> None:
+    other = shutil.copytree(folders["tone"], tmp_path / "other")
+    card = json.loads((other / "task.json").read_text())
+    (other / "task.json").write_text(json.dumps({**card, "method": "sixth"}))
+    with pytest.raises(StoreError, match="uses method 'sixth'; known are tiny_attention"):
+        attentune.load(other)
+
+
+def test_evaluate_reads_what_predict_does_not(folders: dict[str, Path], tmp_path: Path) -> None:
+    rows = rows_of("classification", 12)
+    adapter = attentune.load(folders["tone"])
+    scores = adapter.evaluate(rows)
+    right = [
+        a["label"] == row["label"] for a, row in zip(adapter.predict([r["text"] for r in rows]), rows, strict=True)
+    ]
+    assert scores["accuracy"] == pytest.approx(sum(right) / 12)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps({"sentence": r["text"], "intent": r["label"]}) for r in rows))
+    assert adapter.evaluate(file) == scores
+    with pytest.raises(DataError, match="no split 'test'; the splits are train"):
+        adapter.evaluate(file, split="test")
+
+
+def test_results_keep_the_order_of_the_items() -> None:
+    seen: list[list[str]] = []
+
+    def run(items: Any) -> list[str]:
+        seen.append(list(items))
+        return [item.upper() for item in items]
+
+    assert in_batches(["aa", "b", "cccc", "ddd", "e"], len, run, 2) == ["AA", "B", "CCCC", "DDD", "E"]
+    assert seen == [["cccc", "ddd"], ["aa", "b"], ["e"]]
+
+
+def test_padded_logits_become_rows() -> None:
+    sequence, token = Classification(("a", "b", "c")), Tagging(("O", "B-X"))
+    short, long = Features({"input_ids": [1, 2]}), Features({"input_ids": [1, 2, 3]})
+    z = np.arange(2 * 3 * 4.0).reshape(2, 3, 4)
+    of_text, of_words = logits_by_row(z, [short, long], [sequence, token])
+    assert of_text.tolist() == [0, 1, 2]
+    assert of_words.tolist() == [[12, 13], [16, 17], [20, 21]]
+    assert [row.tolist() for row in logits_by_row(z[:, 0], [short, long], [sequence, sequence])] == [
+        [0, 1, 2],
+        [12, 13, 14],
+    ]
+
+
+def test_the_tokenizer_side_of_padding_does_not_matter(
+    folders: dict[str, Path], tiny_bert: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_bert, tmp_path / "left")
+    AutoTokenizer.from_pretrained(copy, padding_side="left").save_pretrained(copy)
+    left = attentune.load(folders["names"], backbone=str(copy)).predict(TEXTS)
+    assert near(left, attentune.load(folders["names"]).predict(TEXTS))

@@ -1,0 +1,141 @@
+"""The adapter folder: whole or not at all, and every way in which it can be wrong."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import attentune
+from attentune import store
+from attentune.errors import StoreError
+from attentune.store import Backbone, TaskCard
+from attentune.tasks import Classification
+from attentune.tasks.columns import Columns
+
+CARD = TaskCard(
+    name="tone",
+    method="pasta",
+    task=Classification(("neg", "pos")),
+    columns=Columns(("text",), "label"),
+    backbone=Backbone("someone/model", "abc-float32-def"),
+    max_length=32,
+    pooling="mean",
+)
+
+
+class FakeModel:
+    """Writes what a PeftModel writes; may die in between."""
+
+    def __init__(self, weights: bytes, dies: bool = False) -> None:
+        self.weights, self.dies = weights, dies
+
+    def save_pretrained(self, save_directory: str, **options: Any) -> None:
+        (Path(save_directory) / store.CONFIG).write_text("{}")
+        if self.dies:
+            raise KeyboardInterrupt
+        (Path(save_directory) / store.WEIGHTS).write_bytes(self.weights)
+
+
+def write(folder: Path, weights: bytes = b"1", **options: Any) -> Path:
+    return store.write(folder, FakeModel(weights, **options), CARD, "[method]\n", {"test": {"accuracy": 0.5}})
+
+
+def test_write_and_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "deep" / "a")
+    stored = store.read(folder)
+    assert stored.card == CARD
+    assert stored.metrics == {"test": {"accuracy": 0.5}}
+    assert stored.recipe == "[method]\n"
+    readme = (folder / store.README).read_text()
+    assert "import attentune" in readme
+    assert "- test: accuracy 0.5000" in readme
+    assert "base_model: someone/model" in readme
+    modes = {f.stat().st_mode for f in folder.iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_kill_leaves_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "a", b"old")
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, b"new", dies=True)
+    assert (folder / store.WEIGHTS).read_bytes() == b"old"
+
+    real, calls = os.rename, []
+
+    def killed_between_the_renames(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed_between_the_renames)
+        with pytest.raises(KeyboardInterrupt):
+            write(folder, b"new")
+    assert not folder.exists()
+    store.read(folder)
+    assert (folder / store.WEIGHTS).read_bytes() == b"old"
+    write(folder, b"new")
+    assert (folder / store.WEIGHTS).read_bytes() == b"new"
+    assert [f.name for f in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_kill_after_the_renames_leaves_the_new_one(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", b"new")
+    shutil.copytree(folder, tmp_path / ".a.old")
+    store.read(folder)
+    assert (folder / store.WEIGHTS).read_bytes() == b"new"
+    assert not (tmp_path / ".a.old").exists()
+
+
+def test_what_is_no_adapter_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    for name in ("file", "full"):
+        with pytest.raises(StoreError, match="exists and is no adapter folder"):
+            write(tmp_path / name)
+    write(tmp_path / "empty")
+
+
+def test_wrong_folders(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no adapter folder at"):
+        store.read(tmp_path / "none")
+    (tmp_path / "bare").mkdir()
+    missing = "has no adapter_config.json, adapter_model.safetensors, task.json"
+    with pytest.raises(StoreError, match=missing):
+        store.read(tmp_path / "bare")
+    folder = write(tmp_path / "a")
+    card = json.loads((folder / store.CARD).read_text())
+    for text, match in (
+        ("{", "is no task card"),
+        ("[]", "is no task card"),
+        (json.dumps({**card, "format": 99}), "has format 99, this attentune reads format 1"),
+        (json.dumps({k: v for k, v in card.items() if k != "max_length"}), "has no 'max_length'"),
+        (json.dumps({**card, "task": {"kind": "odd"}}), "names kind 'odd'"),
+    ):
+        (folder / store.CARD).write_text(text)
+        with pytest.raises(StoreError, match=match):
+            store.read(folder)
+    write(folder)
+    (folder / store.CONFIG).write_text("[1]")
+    with pytest.raises(StoreError, match="holds no JSON object"):
+        store.read(folder)
+    (folder / store.CONFIG).write_bytes(b"\xff")
+    with pytest.raises(StoreError, match="is not JSON"):
+        store.read(folder)
+
+
+def test_the_recipe_and_the_scores_may_be_missing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    (folder / store.RECIPE).unlink()
+    (folder / store.METRICS).unlink()
+    assert (store.read(folder).recipe, store.read(folder).metrics) == ("", {})
+
+
+def test_the_card_says_which_attentune(tmp_path: Path) -> None:
+    assert json.loads((write(tmp_path / "a") / store.CARD).read_text())["attentune"] == attentune.__version__

@@ -1,0 +1,235 @@
+"""Training end to end on a tiny backbone: every kind of task, every method, resume after a kill, two processes."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import attentune
+from attentune.backbones import load_backbone, load_tokenizer
+from attentune.errors import AttentuneError, ConfigError, DataError, StoreError
+from attentune.methods import METHODS
+from attentune.tasks import Classification
+from attentune.training.loop import arguments, build_trainer
+from attentune.training.recipe import read_recipe, recipe_of
+from attentune.training.train import adapt, train
+
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "max_length": 24, "patience": 0}
+
+
+def rows_of(kind: str, count: int = 32, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows that a few words decide."""
+    rng = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for i in range(count):
+        good = i % 2 == 1
+        words = [*rng.sample(["the", "film", "plot", "rain", "sun", "a"], 3), "good" if good else "bad"]
+        text = " ".join(words)
+        if kind == "classification":
+            rows.append({"text": text, "label": "pos" if good else "neg"})
+        elif kind == "pair":
+            rows.append({"text": text, "text_pair": "the plot", "label": ["no", "yes", "so"][i % 3]})
+        elif kind == "multilabel":
+            rows.append({"text": text, "label": ["pos"] * good + ["wet"] * ("rain" in words)})
+        elif kind == "regression":
+            rows.append({"text": text, "label": 3.5 + good})
+        else:
+            tags = ["B-PER" if good else "O", "O", "O", "B-LOC"]
+            rows.append({"tokens": ["Anna" if good else "rain", "visits", "the", "river"], "tags": tags})
+    return rows
+
+
+FOLDER = {"adapter_config.json", "adapter_model.safetensors", "task.json", "recipe.toml", "metrics.json", "README.md"}
+KINDS = ("classification", "pair", "multilabel", "regression", "tagging")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_task(tiny_bert: Path, tmp_path: Path, kind: str) -> None:
+    data = {"train": rows_of(kind), "validation": rows_of(kind, 9), "test": rows_of(kind, 7, seed=1)}
+    lines: list[str] = []
+    result = train(data, "pasta", tmp_path / "a", str(tiny_bert), report=lines.append, **QUICK)
+    assert {f.name for f in result.folder.iterdir()} == FOLDER
+    assert not (tmp_path / "a.training").exists()
+    assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1.0", "epoch 2.0"]
+    saved = json.loads((result.folder / "metrics.json").read_text())
+    assert saved == result.metrics
+    adapter = attentune.load(result.folder)
+    # The folder gives the same answers as the model in memory did.
+    assert adapter.evaluate(data, split="test") == pytest.approx(saved["test"])
+    assert adapter.evaluate(data, split="validation") == pytest.approx(saved["validation"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns(tiny_bert: Path, tmp_path: Path, method: str) -> None:
+    rows = rows_of("classification", 64)
+    options: dict[str, Any] = {**QUICK, "epochs": 12, "learning_rate": 0.02, "head_learning_rate": 0.02}
+    result = train({"train": rows, "validation": rows}, method, tmp_path / "a", str(tiny_bert), **options)
+    assert result.metrics["validation"]["accuracy"] > 0.9
+    config = json.loads((result.folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_bert)
+    assert read_recipe(result.folder / "recipe.toml").method == method
+
+
+def test_same_seed_same_tensors(tiny_bert: Path, tmp_path: Path) -> None:
+    runs = [
+        train(rows_of("classification"), "tiny_attention", tmp_path / name, str(tiny_bert), seed=seed, **QUICK)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    a, b, c = (load_file(run.folder / "adapter_model.safetensors") for run in runs)
+    assert all(a[key].equal(b[key]) for key in a)
+    assert not all(a[key].equal(c[key]) for key in a)
+
+
+def test_the_best_epoch_is_kept_and_patience_ends(tiny_bert: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    rows = rows_of("classification")
+    wild: dict[str, Any] = {**QUICK, "epochs": 30, "patience": 2, "learning_rate": 0.05, "metric": "accuracy"}
+    result = train({"train": rows, "dev": rows}, "pasta", tmp_path / "a", str(tiny_bert), report=lines.append, **wild)
+    seen = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("epoch")]
+    assert result.metrics["validation"]["accuracy"] == pytest.approx(max(seen), abs=1e-4)
+    assert len(seen) == seen.index(max(seen)) + 3 < 30
+
+
+def test_a_step_is_the_mean_of_its_batches(tiny_bert: Path, tmp_path: Path) -> None:
+    task, rows = Classification(("neg", "pos")), rows_of("classification")
+    tokenizer = load_tokenizer(str(tiny_bert))
+    features = task.encode(tokenizer, rows, 16)
+    outputs, labels = SimpleNamespace(logits=torch.tensor([[1.0, 0.0], [0.0, 3.0]])), torch.tensor([0, 0])
+    losses: list[float] = []
+    for batches in (1, 2):
+        recipe = recipe_of({"method": {"name": "pasta"}, "training": {"accumulate": batches}})
+        trainer = build_trainer(
+            model=adapt(load_backbone(str(tiny_bert)), tokenizer, task, recipe),
+            task=task,
+            tokenizer=tokenizer,
+            train=features,
+            validation=(features, rows),
+            args=arguments(tmp_path, recipe.training, "accuracy"),
+            training=recipe.training,
+            report=print,
+        )
+        assert trainer.compute_loss_func is not None
+        losses.append(float(trainer.compute_loss_func(outputs, labels)))
+    assert losses[0] == pytest.approx((math.log1p(math.exp(-1)) + math.log1p(math.exp(3))) / 2)
+    assert losses[1] == pytest.approx(losses[0] / 2)
+
+
+def test_long_texts_leave_room_for_the_prompt(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = [{"text": "good " * 80, "label": "a"}, {"text": "bad " * 80, "label": "b"}] * 4
+    options: dict[str, Any] = {**QUICK, "max_length": 500, "epochs": 1}
+    data = {"train": rows, "validation": rows}
+    result = train(data, "prefix_propagation", tmp_path / "a", str(tiny_bert), **options)
+    card = attentune.load(result.folder).card
+    assert 40 < card.max_length < 64
+    assert attentune.load(result.folder).predict(["good " * 80])[0]["truncated"]
+
+
+def test_refusals(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = rows_of("classification")
+    where = str(tiny_bert)
+    with pytest.raises(ConfigError, match="needs a name, one of tiny_attention"):
+        train(rows, "lora", tmp_path / "a", where)
+    with pytest.raises(ConfigError, match="a recipe has no key 'epoch', did you mean 'epochs'"):
+        train(rows, "pasta", tmp_path / "a", where, epoch=3)
+    with pytest.raises(ConfigError, match="no metric 'f2' for classification; there are accuracy"):
+        train(rows, "pasta", tmp_path / "a", where, metric="f2")
+    with pytest.raises(ConfigError, match="max_length leaves 2 tokens"):
+        train(rows, "pasta", tmp_path / "a", where, max_length=2)
+    with pytest.raises(DataError, match="no column 'words'"):
+        train(rows, "pasta", tmp_path / "a", where, text=["words"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(StoreError, match="is no adapter folder; name another one"):
+        train(rows, "pasta", tmp_path / "mine", where)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+    with pytest.raises(AttentuneError):
+        train(rows, "pasta", tmp_path / "a", where, precision="int3")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from transformers import TrainerCallback
+from attentune.training import loop
+import test_train
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **given):
+        if state.global_step == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+if int(sys.argv[3]):
+    build = loop.build_trainer
+    def killing(**given):
+        trainer = build(**given)
+        trainer.add_callback(Kill())
+        return trainer
+    import attentune.training.train as module
+    module.build_trainer = killing
+test_train.run_to_be_killed(Path(sys.argv[1]), Path(sys.argv[2]), resume=True)
+"""
+
+
+def run_to_be_killed(backbone: Path, output: Path, resume: bool) -> None:
+    options: dict[str, Any] = {**QUICK, "epochs": 4, "patience": 3, "eval_steps": 3}
+    train(rows_of("classification", 40), "tiny_attention", output, str(backbone), resume=resume, **options)
+
+
+def in_subprocess(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{Path(attentune.__file__).parents[1]}:{Path(__file__).parent}"}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.slow
+def test_resume_after_kills_equals_never_killed(tiny_bert: Path, tmp_path: Path) -> None:
+    run_to_be_killed(tiny_bert, tmp_path / "whole", resume=False)
+    for step in (2, 8):  # before the first checkpoint, and after the second
+        done = in_subprocess("-c", KILLED, tiny_bert, tmp_path / "killed", step)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not (tmp_path / "killed").exists()
+    newest = max((tmp_path / "killed.training").glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]))
+    torn = newest.with_name("checkpoint-99")
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"glob')
+    done = in_subprocess("-c", KILLED, tiny_bert, tmp_path / "killed", 0)
+    assert done.returncode == 0, done.stderr
+    a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "killed"))
+    assert a.keys() == b.keys()
+    assert all(a[key].equal(b[key]) for key in a)
+    assert not (tmp_path / "killed.training").exists()
+
+
+@pytest.mark.slow
+def test_resume_refuses_another_run(tiny_bert: Path, tmp_path: Path) -> None:
+    done = in_subprocess("-c", KILLED, tiny_bert, tmp_path / "a", 4)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with pytest.raises(ConfigError, match="holds a run with other settings or data"):
+        train(rows_of("classification", 40), "tiny_attention", tmp_path / "a", str(tiny_bert), resume=True, **QUICK)
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_adapter(tiny_bert: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows_of("tagging", 41)))
+    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", 2, "--num_machines", 1)
+    train_command = ("-m", "attentune.cli", "train", data, "--output", tmp_path / "a", "--backbone", tiny_bert)
+    settings = ("--set", "epochs=2", "--set", "batch_size=4", "--json")
+    done = in_subprocess(*launch, "--mixed_precision", "no", "--dynamo_backend", "no", *train_command, *settings)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    printed = json.loads(line)
+    assert {f.name for f in (tmp_path / "a").iterdir()} == FOLDER
+    assert not (tmp_path / "a.training").exists()
+    assert printed["run"]["steps"] == 2 * 5  # 37 rows, 8 in a step
+    assert printed["validation"].keys() == {"f1", "precision", "recall", "accuracy"}
