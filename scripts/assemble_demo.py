@@ -77,13 +77,13 @@ class Writer:
 
 
 def intent(draw: Draw, pool: Pool, split: str) -> list[Row]:
-    """What the customer wants; a remark on some other matter stands beside two messages in five."""
+    """What the customer wants; a remark on some other matter stands beside three messages in ten."""
     writer = Writer(draw, pool)
     rows: list[Row] = []
     for label in INTENTS:
         messages = Deck(draw, pool.messages[label])
-        for _ in range(60 if split == "train" else 20):
-            clauses = [writer.asides.deal()] if draw.chance(0.4) else []
+        for _ in range(70 if split == "train" else 24):
+            clauses = [writer.asides.deal()] if draw.chance(0.3) else []
             rows.append({"text": plain(writer.mail(messages.deal(), clauses, 0.4)), "label": label})
     return rows
 

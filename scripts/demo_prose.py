@@ -63,7 +63,7 @@ class Slots:
         return self.bound[slot]
 
     def fill(self, template: str) -> list[Run]:
-        """``a {product} from {date}`` or ``a [lamp|PRODUCT]`` -> runs; the lamp is then the {product} of later sentences."""
+        """``a {product} from {date}`` or ``a [lamp|PRODUCT]`` -> runs; the lamp is the {product} from then on."""
         runs: list[Run] = []
         named: dict[str, str] = {}
         end = 0
