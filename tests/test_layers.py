@@ -15,19 +15,19 @@ LAYERS = {
     "attentune.demo": 1,
     "attentune.evaluation": 1,
     "attentune.method": 1,
-    "attentune.heads": 2,
     "attentune.methods": 2,
     "attentune.sites": 2,
     "attentune.tasks": 2,
-    "attentune.tuner": 3,
-    "attentune.predict": 4,
-    "attentune.store": 4,
-    "attentune.serving": 5,
-    "attentune.training": 5,
-    "attentune.cli": 6,
-    "attentune.demo.run": 6,
-    "attentune": 7,  # the public names; no file inside may import them
-    "attentune.__main__": 7,
+    "attentune.heads": 3,
+    "attentune.tuner": 4,
+    "attentune.model": 5,
+    "attentune.predict": 6,
+    "attentune.store": 5,
+    "attentune.training": 7,
+    "attentune.cli": 8,
+    "attentune.demo.run": 8,
+    "attentune": 9,  # the public names; no file inside may import them
+    "attentune.__main__": 9,
 }
 
 

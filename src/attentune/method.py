@@ -88,6 +88,8 @@ class Frame:
     """[B,past+width+T] True where there is something to attend to; None: everywhere."""
     length: int
     """T: positions of text in this forward."""
+    odd_mask: str | None = None
+    """Why there is no mask although one was passed: it is not [B,T]."""
     width: int = 0
     """Columns in front of the text in this forward (the longest prompt of the batch)."""
     prompt: int = 0
@@ -131,7 +133,13 @@ class Frame:
         return self.memo[key]
 
     def keys(self, length: int) -> Tensor | None:
-        """[R,length] which of `length` keys may be attended to; an architecture's own padding on the right may not."""
+        """[R,length] which of `length` keys may be attended to; an architecture's own padding on the right may not.
+
+        Raises:
+            UnsupportedError: the caller's mask is not [B,T], so that it does not tell tokens from padding.
+        """
+        if self.odd_mask is not None:
+            raise UnsupportedError(self.odd_mask)
         if self.mask is None or self.mask.shape[1] == length:
             return self.mask
         if self.mask.shape[1] > length:
@@ -248,6 +256,8 @@ class Method:
     """Which of the edits a config switches on; None: all."""
     taps: Callable[[Any], Collection[Site]] = lambda cfg: ()
     """Sites whose output later edits of the same block read in `frame.seen`."""
+    remembers: bool = False
+    """Its edits use `frame.recall`: what earlier positions left is needed while decoding."""
     frozen: Callable[[Any], tuple[str, ...]] = lambda cfg: ()
     """Tensors that are saved but not trained."""
     silent: tuple[str, ...] = ()

@@ -64,13 +64,13 @@ class TaskModel(nn.Module):
         """Let gradients reach checkpointed blocks."""
         self.backbone.enable_input_require_grads()
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Trade compute for memory in the backbone's blocks."""
-        self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Trade compute for memory in the backbone's blocks (transformers before 5.20 calls it gradient checkpointing)."""
+        backbone = self.backbone
+        name = "activation_checkpointing_enable"
+        getattr(backbone, name if hasattr(backbone, name) else "gradient_checkpointing_enable")(*args, **kwargs)
 
-    def gradient_checkpointing_disable(self) -> None:
-        """Undo it."""
-        self.backbone.gradient_checkpointing_disable()
+    gradient_checkpointing_enable = activation_checkpointing_enable
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -129,6 +129,8 @@ class TaskModel(nn.Module):
         tuner = self._tuners.get(method.name)
         if tuner is None:
             kind: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]  # pyright: ignore[reportArgumentType]
+            # A tuner that found the configs of other methods on the model would warn and take them for its own.
+            self.__dict__.pop("peft_config", None)
             tuner = kind(self, {name: config}, name, low_cpu_mem_usage=low_cpu_mem_usage)
             self._tuners[method.name] = tuner
         else:

@@ -132,20 +132,36 @@ class SiteTuner(BaseTuner):
         layer.add(adapter_name, cfg, dims.hidden, dims.words, cfg.inference_mode)
         layer.set_adapter(self.active_adapters, inference_mode=cfg.inference_mode or not active)
 
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        # peft drops keys that hold another adapter's name, also where a module of the path is called so.
+        for path, layer in model.named_modules():
+            tensors = layer.tensors(adapter_name) if isinstance(layer, AdapterLayer) else {}
+            keys = {f"{path}.{key}.{adapter_name}": value.detach() for key, value in tensors.items()}
+            found |= {k: v for k, v in keys.items() if any(f".{name}." in k for name in unwanted_adapter_names)}
+        return found
+
     # --- one forward -------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Generator[None]:
         names, labels, tokens = kwargs.get("adapter_names"), kwargs.get("labels"), kwargs.get("input_ids")
+        source: Tensor | int | None = None
+        if tokens is not None:
+            marked = labels is not None and labels.shape == tokens.shape and not labels.is_floating_point()
+            # Without labels the tokens at hand are the source; generate appends its own to them.
+            source = labels == -100 if marked else int(tokens.shape[1])
         stacks = [m for m in self.model.modules() if isinstance(m, Stack)]
-        answer = (
-            labels is not None
-            and tokens is not None
-            and labels.shape == tokens.shape
-            and not labels.is_floating_point()
-        )
         for stack in stacks:
-            stack.source = labels == -100 if answer else None
+            stack.source = source
         try:
             with nullcontext() if names is None else rows(self.model, names, self.peft_config):
                 yield
@@ -194,6 +210,7 @@ class SiteTuner(BaseTuner):
                     active = child.active_adapters
                     kept = child.modules_to_save[active[0]] if active and hasattr(child, "modules_to_save") else None
                     setattr(module, name, kept if merge and kept is not None else child.original_module)
+        _clear_stacks(self.model)
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
         return self.model
@@ -253,16 +270,19 @@ def _with_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _stack(model: nn.Module, path: str) -> Stack:
-    """The Stack of the module at `path`; installed once, whatever tuners come."""
-    encoder: Stack | None = None
+    """The Stack of the module at `path`; all of a model's are installed together, once, whatever tuners come.
+
+    Together, for a decoder must see what its encoder put in front, also where nothing acts in the decoder.
+    """
+    stacks: dict[str, Stack] = {}
     for at, module, anatomy in stacks_of(model):
         if not hasattr(module, STACK_CHILD):
+            encoder = next(iter(stacks.values()), None)
             module.add_module(STACK_CHILD, Stack(module, anatomy, _config_of(module, model), encoder))
-        stack: Stack = getattr(module, STACK_CHILD)
-        if at == path:
-            return stack
-        encoder = stack
-    raise UnsupportedError(f"there is no stack at {path!r}")
+        stacks[at] = getattr(module, STACK_CHILD)
+    if path not in stacks:
+        raise UnsupportedError(f"there is no stack at {path!r}")
+    return stacks[path]
 
 
 def _config_of(module: nn.Module, model: nn.Module) -> Any:
@@ -276,9 +296,16 @@ def _forget(host: nn.Module, layer: AdapterLayer) -> None:
     if layer.site == Site.KEY_VALUE and not any(isinstance(c, SiteLayer) for c in host.children()):
         prefix_attention.uninstall(host)
     layer.stack.layers.remove(layer)
-    if not layer.stack.layers:
-        layer.stack.remove()
-        delattr(layer.stack.host, STACK_CHILD)
+
+
+def _clear_stacks(model: nn.Module) -> None:
+    """Take the stacks off a model in which nothing acts any more."""
+    stacks = [m for m in model.modules() if isinstance(m, Stack)]
+    if any(stack.layers for stack in stacks):
+        return
+    for stack in stacks:
+        stack.remove()
+        delattr(stack.host, STACK_CHILD)
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def _scores(cfg: AttemptConfig, p: Params, y: Tensor, prompts: Tensor, frame: Fr
     """p_j . g, [B,J], before the temperature; constant: zeros."""
     if cfg.attention == "constant":
         return y.new_zeros(len(y), prompts.shape[1])
-    mask = frame.mask
+    mask = frame.keys(frame.length)
     if frame.source is not None:
         mask = frame.source if mask is None else mask & frame.source
     x = max_pool(y, None if cfg.paper_exact else mask)

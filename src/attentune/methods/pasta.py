@@ -71,8 +71,9 @@ def _slots(cfg: PastaConfig, frame: Frame, length: int) -> Tensor:
             raise UnsupportedError("PASTA finds special tokens by their ids: pass input_ids, not inputs_embeds")
         ids = torch.as_tensor(cfg.special_ids, device=frame.tokens.device)
         special = torch.isin(frame.tokens, ids)
-        if frame.mask is not None:
-            special = special & frame.mask[:, -frame.length :]
+        mask = frame.keys(frame.past + frame.width + frame.length)
+        if mask is not None:
+            special = special & mask[:, -frame.length :]
         if not frame.past and not torch.compiler.is_compiling() and not bool(special.any(1).all()):
             row = int((~special.any(1)).nonzero()[0])
             raise UnsupportedError(
@@ -120,4 +121,4 @@ def edit(cfg: PastaConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Ten
     return shift_special(y, e, slot)
 
 
-METHOD = Method("pasta", PastaConfig, {Site.BLOCK_INPUT: edit}, init, resolve=resolve)
+METHOD = Method("pasta", PastaConfig, {Site.BLOCK_INPUT: edit}, init, remembers=True, resolve=resolve)

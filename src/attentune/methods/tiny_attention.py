@@ -199,4 +199,5 @@ METHOD = Method(
     init,
     sites=sites,
     taps=taps,
+    remembers=True,
 )

@@ -160,9 +160,11 @@ class SiteLayer(AdapterLayer):
             return y
         if self.place.time_first:
             x, y = x.transpose(0, 1), y.transpose(0, 1)
-        if frame.groups is None or len(y) == frame.batch:
-            # A projection that is called again on relative embeddings [1,P,D] is not a row of the batch:
-            # Stack runs such attentions once per group, where one adapter serves all.
+        if self.place.part[1] > 1:
+            self.stack.see_parts(y, frame)
+        if frame.uniform or len(y) == frame.batch:
+            # A projection that is called again on relative embeddings [1,P,D] is not a row of the batch: Stack runs
+            # such attentions once per adapter, where one serves all.
             for group in self.groups(frame):
                 y = self._edit_rows(group, x, y, frame)
         return y.transpose(0, 1) if self.place.time_first else y

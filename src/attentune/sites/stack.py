@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import EncoderDecoderCache
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from attentune.anatomy import Anatomy
 from attentune.errors import UnsupportedError
@@ -51,13 +51,18 @@ class Tap:
         """Keep what enters."""
         self._keep(args[0] if args else kwargs["hidden_states"])
 
+    def fresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forget what an earlier block left."""
+        if self.stack.frame is not None:
+            self.stack.frame.seen.pop(self.site, None)
+
     def after(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """Keep what leaves."""
         self._keep(out[0] if isinstance(out, tuple) else out)
 
     def _keep(self, value: Tensor) -> None:
         frame, place = self.stack.frame, self.stack.anatomy.places[self.site]
-        if frame is None:
+        if frame is None or (self.stack.anatomy.shared_position_projections and self.site in frame.seen):
             return
         i, n = place.part
         value = value.chunk(n, -1)[i] if n > 1 else value
@@ -82,7 +87,8 @@ class Stack(nn.Module):
         self.front: Front | None = None
         self.request: RowRequest | None = None
         self.task_ids: Tensor | None = None
-        self.source: Tensor | None = None
+        self.source: Tensor | int | None = None
+        """[B,T] which tokens are no answer, or how many at the start of every row."""
         self.layers: list[SiteLayer] = []
         self._names = [n for n in inspect.signature(host.forward).parameters if n not in ("args", "kwargs")]
         self._taps: dict[Site, list[Any]] = {}
@@ -146,7 +152,18 @@ class Stack(nn.Module):
                 handles.append(host.register_forward_pre_hook(tap.before, with_kwargs=True))
             else:
                 handles.append(host.register_forward_hook(tap.after))
+            if self.anatomy.shared_position_projections and site in (Site.QUERY, Site.KEY):
+                # These projections run again, on relative embeddings: the first call of a block is the text's.
+                attention = self._module(self.anatomy.block_path(index, self.anatomy.attention))
+                handles.append(attention.register_forward_pre_hook(tap.fresh))
         self._taps[site] = handles
+
+    def see_parts(self, out: Tensor, frame: Frame) -> None:
+        """Show tapped parts of a fused projection [B,T,n*width] to the edits of its other parts, before they act."""
+        for site in (Site.QUERY, Site.KEY, Site.VALUE):
+            if site in self._taps:
+                i, n = self.anatomy.places[site].part
+                frame.seen[site] = out.chunk(n, -1)[i]
 
     def remove(self) -> None:
         """Take every hook off."""
@@ -203,6 +220,7 @@ class Stack(nn.Module):
 
     def _enter(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        given = call.get("past_key_values")
         if "adapter_names" in call:
             raise UnsupportedError(
                 "adapter_names reached the backbone, which would ignore it; "
@@ -214,28 +232,57 @@ class Stack(nn.Module):
         if lead is None:
             return None
         batch, length = lead.shape[:2]
-        cache = call.get("past_key_values")
-        own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        groups = None if self.request is None else self.request.groups(batch, lead.device)
+        cache = self._cache(call, groups)
         mask = call.get("attention_mask")
+        odd = torch.is_tensor(mask) and mask.dim() != 2
         self.frame = Frame(
             tokens=tokens,
-            mask=mask.bool() if torch.is_tensor(mask) and mask.dim() == 2 else None,
+            mask=mask.bool() if torch.is_tensor(mask) and not odd else None,
             length=length,
-            past=int(own.get_seq_length()) if own is not None and self.anatomy.causal else 0,
+            odd_mask=f"attention_mask is [B,T], one number a token, not {list(mask.shape)}" if odd else None,
+            past=int(cache.get_seq_length()) if cache is not None else 0,
             causal=self.anatomy.causal,
             training=host.training,
-            groups=None if self.request is None else self.request.groups(batch, lead.device),
+            groups=groups,
             task_ids=self.task_ids if task_ids is None else task_ids,
-            source=self.source if self.anatomy.causal else None,
-            cache=own if self.anatomy.causal else None,
+            source=self._source(batch, length, lead.device),
+            cache=cache,
             batch=batch,
         )
-        if torch.is_tensor(mask) and mask.dim() != 2 and self.layers:
-            raise UnsupportedError(f"attention_mask is [B,T] (one number a token), not {list(mask.shape)}")
         changed = widen(self, self.frame, call)
         if self._encoder[0] is not None:
             changed = self._widen_cross_attention(self._encoder[0], call) or changed
-        return ((), call) if changed or task_ids is not None else None
+        return ((), call) if changed or task_ids is not None or call.get("past_key_values") is not given else None
+
+    def _cache(self, call: dict[str, Any], groups: tuple[Group, ...] | None) -> Any:
+        """The self-attention's cache; made here where the backbone would make one itself and a method keeps its memory
+        in it."""
+        if not self.anatomy.causal:
+            return None
+        given: Any = call.get("past_key_values")
+        remembers = [group.method.name for group in self.served(groups) if group.method.remembers]
+        if given is None and remembers and call.get("use_cache", getattr(self.config, "use_cache", False)):
+            checkpointed = self.host.training and getattr(self.host, "gradient_checkpointing", False)
+            if not checkpointed:
+                given = DynamicCache(config=self.config)
+                if self._encoder[0] is not None:
+                    given = EncoderDecoderCache(given, DynamicCache(config=self.config))
+                call["past_key_values"] = given
+        own = given.self_attention_cache if isinstance(given, EncoderDecoderCache) else given
+        if remembers and own is not None and not isinstance(own, DynamicCache):
+            raise UnsupportedError(
+                f"{remembers[0]} keeps a memory beside the cache and needs a DynamicCache, not {type(own).__name__}"
+            )
+        return own
+
+    def _source(self, batch: int, length: int, device: torch.device) -> Tensor | None:
+        """[B,T] False for the answer's tokens: those with a label, or generated ones when there is no cache."""
+        if not self.anatomy.causal or self.source is None:
+            return None
+        if isinstance(self.source, int):
+            return None if length <= self.source else (torch.arange(length, device=device) < self.source)[None].expand(batch, -1)
+        return self.source if self.source.shape == (batch, length) else None
 
     def _widen_cross_attention(self, encoder: Stack, call: dict[str, Any]) -> bool:
         states, mask = call.get("encoder_hidden_states"), call.get("encoder_attention_mask")
@@ -294,11 +341,7 @@ class Stack(nn.Module):
 
     def _group_by_group(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         frame = self.frame
-        if (
-            frame is None
-            or not frame.groups
-            or (len(frame.groups) == 1 and frame.groups[0].which is frame.groups[0].rows)
-        ):
+        if frame is None or not frame.groups or frame.uniform:
             return None
         call = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
         context = out[0]

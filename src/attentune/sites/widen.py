@@ -121,6 +121,8 @@ def _check(stack: Stack, frame: Frame, call: Call) -> None:
             f"{frame.length} tokens and {frame.width} prompt rows need {asked} positions; {stack.config.model_type} has "
             f"{limit}, so the longest text is {limit - frame.width}"
         )
+    if frame.odd_mask is not None:
+        raise UnsupportedError(frame.odd_mask)
     mask = call.get("attention_mask")
     if mask is None or not stack.anatomy.by_index or torch.compiler.is_compiling():
         return

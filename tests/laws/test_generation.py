@@ -1,0 +1,83 @@
+"""Law 7: with a cache or without, one beam or several, alone or mixed: the same tokens."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attentune.errors import UnsupportedError
+from tests.laws.cells import GENERATING, Form, adapted, add, generating
+from tests.laws.zoo import ZOO, answer, batch_of
+
+DECODERS = [cell for cell in GENERATING if cell.values[1] not in ("t5", "bart")]
+
+
+def prompt_of(kind: str, side: str) -> dict[str, Tensor]:
+    batch = batch_of(kind, (8, 5, 6), side=side)
+    batch.pop("decoder_input_ids", None)
+    return batch
+
+
+def tokens(model: Any, kind: str, **options: Any) -> Tensor:
+    side = "left" if ZOO[kind].causal else "right"
+    torch.manual_seed(0)
+    return model.generate(
+        **prompt_of(kind, side), max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=ZOO[kind].pad, **options
+    )
+
+
+@generating
+def test_cached_equals_uncached(form: Form, kind: str) -> None:
+    model = adapted(form, kind)
+    assert torch.equal(tokens(model, kind, use_cache=True), tokens(model, kind, use_cache=False))
+
+
+@generating
+def test_beam_search_cached_equals_uncached(form: Form, kind: str) -> None:
+    model = adapted(form, kind)
+    cached = tokens(model, kind, num_beams=3, use_cache=True)
+    assert torch.equal(cached, tokens(model, kind, num_beams=3, use_cache=False))
+
+
+@generating
+@pytest.mark.parametrize("beams", [1, 3])
+def test_mixed_rows_generate_what_each_does_alone(form: Form, kind: str, beams: int) -> None:
+    model = adapted(form, kind)
+    add(model, "other", form, 2)
+    names = ["other", "__base__", "default"]
+    mixed = tokens(model, kind, num_beams=beams, adapter_names=names)
+    for row, name in enumerate(names):
+        if name == "__base__":
+            with model.disable_adapter():
+                alone = tokens(model, kind, num_beams=beams)
+        else:
+            model.set_adapter(name)
+            alone = tokens(model, kind, num_beams=beams)
+        assert torch.equal(mixed[row], alone[row]), f"row {row} of {name}"
+
+
+@pytest.mark.parametrize(("form", "kind"), DECODERS)
+def test_a_step_with_the_cache_equals_the_whole(form: Form, kind: str) -> None:
+    """Step by step without generate, with and without an attention mask."""
+    model, batch = adapted(form, kind), batch_of(kind, (9, 9))
+    whole = answer(model, batch)
+    for masked in (True, False):
+        past, steps = None, list[Tensor]()
+        for start, stop in ((0, 5), (5, 6), (6, 9)):
+            mask = {"attention_mask": batch["attention_mask"][:, :stop]} if masked else {}
+            out = model(input_ids=batch["input_ids"][:, start:stop], past_key_values=past, use_cache=True, **mask)
+            past, steps = out.past_key_values, [*steps, out.logits]
+        found = torch.cat(steps, 1)
+        if form.method == "attempt":
+            # An input-dependent prompt is made from what the first call sees.
+            assert found.shape == whole.shape
+            continue
+        torch.testing.assert_close(found, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["tiny_attention", "pasta"])
+def test_static_caches_are_refused(method: str) -> None:
+    model = adapted(Form(method), "llama")
+    with pytest.raises(UnsupportedError, match="DynamicCache"):
+        tokens(model, "llama", cache_implementation="static")

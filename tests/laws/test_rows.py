@@ -1,0 +1,86 @@
+"""Laws 5 and 6: a row's answer is its own, whatever its neighbours, adapters and padding."""
+
+import pytest
+import torch
+
+from attentune.errors import UnsupportedError
+from tests.laws.cells import CELLS, Form, adapted, add, cells
+from tests.laws.zoo import ZOO, answer, batch_of, rows_of
+
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+OTHER = {"tiny_attention": {"width": 4, "heads": 1}, "pasta": {"slots": 1}, "kernel_mix": {"q_rank": 3}}
+OTHER |= {"prefix_propagation": {"length": 5}, "attempt": {"length": 6}}
+LEFT_EXACT = ("roberta", "xlm-roberta", "t5", "llama", "qwen2", "qwen3", "deberta-v2", "gpt2")
+
+
+def real(batch: dict[str, torch.Tensor], row: int) -> torch.Tensor:
+    """The positions that count: all of the decoder's, or those of the text."""
+    if "decoder_input_ids" in batch:
+        return torch.ones_like(batch["decoder_input_ids"][row], dtype=torch.bool)
+    return batch["attention_mask"][row].bool()
+
+
+@cells
+def test_rows_mixed_equal_rows_alone(form: Form, kind: str) -> None:
+    """Two adapters of one shape, one of another (rank, prompt length), and base rows, in any order."""
+    model = adapted(form, kind)
+    add(model, "same", form, 2)
+    add(model, "other", form, 3, **OTHER.get(form.method, {}))
+    batch = batch_of(kind, (9, 12, 7, 9, 5, 12))
+    names = ["other", "default", "__base__", "same", "default", "other"]
+    mixed = answer(model, batch, adapter_names=names)
+    for row, name in enumerate(names):
+        one = rows_of(batch, [row])
+        if name == "__base__":
+            with model.disable_adapter():
+                alone = answer(model, one)
+        else:
+            model.set_adapter(name)
+            alone = answer(model, one)
+        keep = real(batch, row)
+        torch.testing.assert_close(mixed[row][keep], alone[0][keep], **TOLERANCE, msg=f"row {row} of {name}")
+
+
+@cells
+def test_padded_equals_unpadded_and_batch_equals_one_by_one(form: Form, kind: str) -> None:
+    model, batch = adapted(form, kind), batch_of(kind)
+    whole = answer(model, batch)
+    for row, length in enumerate((12, 7, 9)):
+        one = {
+            key: value[row : row + 1, :length] if value.shape[1] == 12 else value[row : row + 1]
+            for key, value in batch.items()
+        }
+        keep = real(batch, row)
+        torch.testing.assert_close(whole[row][keep], answer(model, one)[0][real(one, 0)], **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [cell for cell in CELLS if not ZOO[str(cell.values[1])].generates or cell.values[1] == "t5"]
+)
+def test_left_padding_is_exact_or_refused(form: Form, kind: str) -> None:
+    model = adapted(form, kind)
+    right, left = batch_of(kind), batch_of(kind, side="left")
+    try:
+        moved = answer(model, left)
+    except UnsupportedError as error:
+        assert form.widens()
+        assert "padding_side='right'" in str(error)
+        return
+    if kind not in LEFT_EXACT and not form.widens():
+        return  # The bare architecture is not exact either: its positions count padding.
+    expected = answer(model, right)
+    for row in range(3):
+        if kind == "t5":
+            torch.testing.assert_close(moved[row], expected[row], **TOLERANCE)
+        else:
+            got, want = moved[row][left["attention_mask"][row].bool()], expected[row][real(right, row)]
+            torch.testing.assert_close(got, want, **TOLERANCE)
+
+
+@cells
+def test_unknown_names_and_wrong_counts_raise(form: Form, kind: str) -> None:
+    model, batch = adapted(form, kind), batch_of(kind)
+    with pytest.raises(UnsupportedError, match="no such adapter"):
+        answer(model, batch, adapter_names=["default", "nobody", "default"])
+    with pytest.raises(UnsupportedError, match="one name a row"):
+        answer(model, batch, adapter_names=["default", "default"])

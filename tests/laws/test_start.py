@@ -1,0 +1,66 @@
+"""Law 1: where adapters start, and that they leave without a trace."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from attentune import METHODS
+from attentune.errors import UnsupportedError
+from tests.laws.cells import CELLS, FORMS, REFUSALS, Form, adapted, cells
+from tests.laws.zoo import ZOO, answer, batch_of, model_of
+
+IDENTITY = ("tiny_attention", "pasta", "kernel_mix", "loreft")
+
+
+def test_cells() -> None:
+    """Every registered method takes part, on every architecture or with a refusal."""
+    assert {form.method for form in FORMS} == set(METHODS)
+    assert len(CELLS) + len(REFUSALS) == len(FORMS) * len(ZOO)
+
+
+@cells
+def test_default_start_is_the_base(form: Form, kind: str) -> None:
+    batch = batch_of(kind)
+    base = answer(model_of(kind), batch)
+    model = adapted(form, kind, init_weights=True)
+    if form.method in IDENTITY or dict(form.options).get("mode") == "kernel":
+        assert torch.equal(answer(model, batch), base)
+    else:
+        # A base row of a widened batch: its prompt rows are masked.
+        mixed = answer(model, batch, adapter_names=["default", "__base__", "__base__"])
+        real = batch.get("decoder_input_ids", batch["attention_mask"])[1:].bool()
+        torch.testing.assert_close(mixed[1:][real], base[1:][real], atol=1e-5, rtol=1e-5)
+
+
+@cells
+def test_random_start_differs_and_disabled_is_the_base(form: Form, kind: str) -> None:
+    batch = batch_of(kind)
+    base = answer(model_of(kind), batch)
+    model = adapted(form, kind)
+    assert not torch.allclose(answer(model, batch), base, atol=1e-4)
+    with model.disable_adapter():
+        assert torch.equal(answer(model, batch), base)
+    assert not torch.allclose(answer(model, batch), base, atol=1e-4)
+
+
+@cells
+def test_unload_leaves_nothing(form: Form, kind: str) -> None:
+    clean: Any = model_of(kind)
+    names, keys = [n for n, _ in clean.named_modules()], list(clean.state_dict())
+    model = adapted(form, kind)
+    batch = batch_of(kind)
+    answer(model, batch)
+    bare = model.unload()
+    assert [n for n, _ in bare.named_modules()] == names
+    assert list(bare.state_dict()) == keys
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in bare.modules())
+    assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in clean.modules())
+    assert torch.equal(answer(bare, batch), answer(clean, batch))
+
+
+@pytest.mark.parametrize(("form", "kind"), REFUSALS)
+def test_refusals_are_one_sentence(form: Form, kind: str) -> None:
+    with pytest.raises(UnsupportedError) as error:
+        adapted(form, kind)
+    assert "\n" not in str(error.value)
