@@ -124,7 +124,9 @@ class Frame:
     @property
     def uniform(self) -> bool:
         """The same adapters serve every row."""
-        return self.groups is None or (len(self.groups) == 1 and self.groups[0].which is None and self.groups[0].rows is None)
+        return self.groups is None or (
+            len(self.groups) == 1 and self.groups[0].which is None and self.groups[0].rows is None
+        )
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """`make()` at the first call of this forward, the same value afterwards."""
@@ -221,6 +223,8 @@ class MethodConfig(PeftConfig):
             self.head = asdict(self.head)
         if isinstance(self.layers_to_transform, int):
             self.layers_to_transform = [self.layers_to_transform]
+        if self.layers_to_transform == []:
+            raise ConfigError("layers_to_transform names no block; leave it out to edit all of them")
         if self.init_weights not in (True, False, "paper"):
             raise ConfigError(f"init_weights is true, false or 'paper', not {self.init_weights!r}")
         dropout = getattr(self, "dropout", 0.0)

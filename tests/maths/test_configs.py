@@ -94,6 +94,7 @@ WRONG += [
     for dropout in (-0.1, 1.0)
 ]
 WRONG += [(name, {"init_weights": "zeros"}, "init_weights is true, false or 'paper', not 'zeros'") for name in CONFIGS]
+WRONG += [(name, {"layers_to_transform": []}, "names no block; leave it out to edit all of them") for name in CONFIGS]
 WRONG_HEADS = [
     ({"kind": "span"}, "kind is 'sequence' or 'token', not 'span'"),
     ({"pooling": "max"}, "pooling is one of cls, mean, pooler, last, prefix, not 'max'"),

@@ -112,11 +112,12 @@ def perceptron(p: Params, name: str) -> Tensor:
     return inner.tanh()
 
 
-def _vectors(cfg: PrefixPropagationConfig, p: Params, name: str, hidden: Any) -> Tensor:
-    """The vectors of one block, [R,m,width]: plain, or made by the MLP from its hidden layer."""
+def _vectors(cfg: PrefixPropagationConfig, p: Params, name: str, entrance: Params) -> Tensor:
+    """The vectors of one block, [R,m,width]: plain, or made by the MLP, whose first layer stands at the entrance."""
     if cfg.mlp is None:
         return p[name]
-    return hidden @ p[f"{name}_up_weight"].transpose(1, 2) + p[f"{name}_up_bias"][:, None]
+    # Run for every block: a re-entrant checkpoint goes backward block by block, and could pass a shared one only once.
+    return perceptron(entrance, name) @ p[f"{name}_up_weight"].transpose(1, 2) + p[f"{name}_up_bias"][:, None]
 
 
 def _dropped(cfg: PrefixPropagationConfig, frame: Frame, vectors: Tensor) -> Tensor:
@@ -127,9 +128,8 @@ def _dropped(cfg: PrefixPropagationConfig, frame: Frame, vectors: Tensor) -> Ten
 
 
 def edit_prompt(cfg: PrefixPropagationConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
-    """M rows of zeros; derives the MLP's hidden layer for the blocks."""
-    for name in _names(cfg) if cfg.mlp is not None else ():
-        frame.memo[f"{name} hidden"] = perceptron(p, name)
+    """M rows of zeros; keeps the MLP's first layer for the blocks."""
+    frame.memo["entrance"] = p
     return y.new_zeros(len(y), frame.prompt, y.shape[-1])
 
 
@@ -137,14 +137,14 @@ def edit_input(cfg: PrefixPropagationConfig, p: Params, x: Tensor, y: Tensor, fr
     """Before every block."""
     if not frame.prompt:
         return y
-    vectors = _dropped(cfg, frame, _vectors(cfg, p, "prefix", frame.memo.get("prefix hidden")))
+    vectors = _dropped(cfg, frame, _vectors(cfg, p, "prefix", frame.memo.get("entrance", {})))
     add, scale = vectors.chunk(2, -1) if cfg.scale_rows else (vectors, None)
     return steer(y, add, frame.width - frame.prompt, scale)
 
 
 def _keys_values(cfg: PrefixPropagationConfig, p: Params, d: int, frame: Frame) -> tuple[Tensor, Tensor]:
     """Prefix keys and values, [R,H,m,d] each."""
-    vectors = _dropped(cfg, frame, _vectors(cfg, p, "past", frame.memo.get("past hidden")))
+    vectors = _dropped(cfg, frame, _vectors(cfg, p, "past", frame.memo.get("entrance", {})))
     k, v = vectors.chunk(2, -1)
     return k.unflatten(-1, (-1, d)).transpose(1, 2), v.unflatten(-1, (-1, d)).transpose(1, 2)
 
@@ -219,7 +219,7 @@ def fold(cfg: PrefixPropagationConfig, site: Site, p: Params, entrance: Params) 
         return {}
     name = "prefix" if site == Site.BLOCK_INPUT else "past"
     kept = {key: p[key][0] for key in ("scale", "raw_offset") if key in p}
-    return {name: _vectors(cfg, p, name, perceptron(entrance, name))[0].detach(), **kept}
+    return {name: _vectors(cfg, p, name, entrance)[0].detach(), **kept}
 
 
 def sites(cfg: PrefixPropagationConfig) -> Collection[Site]:
