@@ -92,10 +92,10 @@ def read_urgency() -> list[tuple[float, str]]:
 
 def read_evasions(split: str) -> dict[str, list[str]]:
     """Replies that touch the intent and answer nothing."""
-    false = [record for record in records("replies.jsonl") if not record["answers"]]
-    return {
-        intent: share([record["text"] for record in false if record["intent"] == intent], split) for intent in INTENTS
-    }
+    texts: dict[str, list[str]] = {intent: [] for intent in INTENTS}
+    for record in records("evasions.jsonl"):
+        texts[record["intent"]].append(record["text"])
+    return {intent: share(found, split) for intent, found in texts.items()}
 
 
 def read_threads(split: str) -> list[Paragraph]:
