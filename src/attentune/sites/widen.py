@@ -205,8 +205,10 @@ def _text_positions(stack: Stack, frame: Frame, front: Front, mask: Tensor | Non
     past = max(frame.past - front.columns.shape[1], 0)
     index = torch.arange(past, past + length, device=device)[None]
     if mask is not None:
-        # Counted from the first real token, so that padding on the left is exact.
-        index = (index - mask.bool().int().argmax(1, keepdim=True)).clamp(min=0)
+        # Counted from the first real token, so that padding on the left is exact; a row that nothing stands in front of
+        # keeps the backbone's own count.
+        moved = torch.as_tensor(front.shift, device=device) > 0
+        index = torch.where(moved, (index - mask.bool().int().argmax(1, keepdim=True)).clamp(min=0), index)
     return index + front.shift
 
 
