@@ -59,7 +59,9 @@ def merge(folder: str | Path, output: str | Path, backbone: str | None = None) -
     base, tokenizer = load_fitting({stored.card.name: stored}, backbone)
     model = PeftModel.from_pretrained(cast("Any", TaskModel(base)), str(stored.folder))
     head = next(layer for layer in model.modules() if isinstance(layer, HeadLayer))
-    tensors = {key: value.detach().cpu().contiguous() for key, value in head.tensors("default").items()}
+    tensors = {
+        key.removeprefix("out_"): value.detach().cpu().contiguous() for key, value in head.tensors("default").items()
+    }
     merged = cast("Any", model).merge_and_unload().backbone
     merged.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -27,9 +27,12 @@ def train_command(
 
     Example: attentune train reviews.csv --method pasta --output sentiment --set epochs=5
     """
+    from transformers.utils import logging
+
     from attentune.training.recipe import parse_set
     from attentune.training.train import train
 
+    logging.set_verbosity_error()
     result = train(
         data,
         method,

@@ -1,0 +1,96 @@
+"""Names, fingerprints, and the copy of minilm that must be the original's."""
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+
+from attentune import backbones
+from attentune.backbones import (
+    MINILM_ID,
+    fingerprint,
+    hub_id,
+    load_backbone,
+    load_tokenizer,
+    resolve,
+    revision,
+    same_backbone,
+)
+from attentune.errors import ConfigError, StoreError
+
+
+def test_names(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hub_id("minilm") == MINILM_ID
+    assert hub_id("someone/model") == resolve("someone/model") == "someone/model"
+    assert resolve(str(tiny_bert)) == str(tiny_bert)
+
+    def missing(name: str) -> None:
+        raise backbones.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(backbones.metadata, "files", missing)
+    assert resolve("minilm") == resolve(MINILM_ID) == MINILM_ID
+
+
+def test_a_copy_with_other_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    file = SimpleNamespace(name="model.safetensors", locate=lambda: weights)
+    monkeypatch.setattr(backbones.metadata, "files", lambda name: [file])
+    with pytest.raises(StoreError, match="does not hold the weights of sentence-transformers/all-MiniLM-L6-v2: sha256"):
+        resolve("minilm")
+    monkeypatch.setattr(backbones, "MINILM_SHA256", hashlib.sha256(b"weights").hexdigest())
+    assert resolve("minilm") == resolve(MINILM_ID) == str(tmp_path)
+    weights.unlink()
+    with pytest.raises(StoreError, match=r"has no model\.safetensors; install it again"):
+        resolve("minilm")
+
+
+def test_unknown_backbones(tmp_path: Path) -> None:
+    for load in (load_backbone, load_tokenizer):
+        with pytest.raises(ConfigError, match=r"backbone '.*none'") as caught:
+            load(str(tmp_path / "none"))
+        assert "\n" not in str(caught.value)
+
+
+def test_loading(tiny_bert: Path) -> None:
+    model = load_backbone(str(tiny_bert))
+    assert not model.training
+    assert revision(model) is None
+    assert load_backbone(str(tiny_bert), torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    assert load_tokenizer_of(tokenizer, tmp_path, pad_token=None, eos_token="[SEP]").pad_token == "[SEP]"
+    assert load_tokenizer_of(tokenizer, tmp_path, pad_token="[PAD]").pad_token == "[PAD]"
+
+
+def load_tokenizer_of(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, **changes: str | None
+) -> PreTrainedTokenizerBase:
+    changed = type(tokenizer).from_pretrained(tokenizer.name_or_path, **changes)
+    changed.save_pretrained(folder)
+    return load_tokenizer(str(folder))
+
+
+def test_fingerprints(tiny_bert: Path) -> None:
+    one = load_backbone(str(tiny_bert))
+    print_of_one = fingerprint(one)
+    assert fingerprint(load_backbone(str(tiny_bert))) == print_of_one
+    assert same_backbone(print_of_one, print_of_one)
+    half = fingerprint(load_backbone(str(tiny_bert), torch.bfloat16))
+    assert half != print_of_one
+    assert same_backbone(half, print_of_one)
+    for name, p in one.named_parameters():
+        if p.dim() == 2 and "pooler" not in name:
+            with torch.no_grad():
+                p[0, 0] += 1.0
+            assert not same_backbone(fingerprint(one), print_of_one), name
+            with torch.no_grad():
+                p[0, 0] -= 1.0
+    with torch.no_grad():
+        one.pooler.dense.weight += 1.0
+    wider = AutoModel.from_config(AutoConfig.from_pretrained(tiny_bert, intermediate_size=128))
+    assert not same_backbone(fingerprint(wider), half)

@@ -1,0 +1,226 @@
+"""Every command as a user types it: text for people, JSON for programs, one line and exit code 2 for refusals."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_train import rows_of
+from transformers import AutoModel, AutoTokenizer
+
+from attentune.cli import app, main
+from attentune.methods import METHODS
+
+SETTINGS = ("--set", "epochs=1", "--set", "max_length=24")
+
+
+def run(*arguments: Any) -> int:
+    """The exit code of one call."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", rows_of("classification"))
+
+
+@pytest.fixture(scope="module")
+def tone(tiny_bert: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters") / "tone"
+    assert run("train", data, "--output", folder, "--backbone", tiny_bert, "--method", "kernel_mix", *SETTINGS) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("adapters")
+    rows = [{"a": r["text"], "b": r["text_pair"], "c": r["label"]} for r in rows_of("pair")]
+    named = ("--task", "pair", "--text", "a", "--text", "b", "--label", "c")
+    rows_file = write_rows(where / "rows.jsonl", rows)
+    assert run("train", rows_file, "-o", where / "pairs", "--backbone", tiny_bert, *named, *SETTINGS) == 0
+    return where / "pairs"
+
+
+@pytest.mark.parametrize("command", sorted(str(command.name) for command in app.registered_commands))
+def test_every_command_helps_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert f"Example: attentune {command}" in re.sub(r"\s+", " ", text)
+    assert "--json" in text
+
+
+def test_train_shows_what_it_guessed(
+    tiny_bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", data, "--output", tmp_path / "a", "--backbone", tiny_bert, *SETTINGS) == 0
+    shown = capsys.readouterr()
+    assert "columns: text -> label" in shown.err
+    assert "epoch 1.0 of 1: loss" in shown.err
+    assert re.search(r"validation +baseline\naccuracy +[\d.]+ +[\d.]+\n", shown.out)
+
+
+def test_train_prints_json_alone(
+    tiny_bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", data, "--output", tmp_path / "a", "--backbone", tiny_bert, "--json", *SETTINGS) == 0
+    shown = capsys.readouterr()
+    printed = json.loads(shown.out)
+    assert printed["output"] == str(tmp_path / "a")
+    assert printed["validation"] == json.loads((tmp_path / "a" / "metrics.json").read_text())["validation"]
+    assert "task: classification" in printed["notes"]
+    assert "epoch" not in shown.err
+
+
+def test_evaluate(tone: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", tone, data, "--json") == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert run("evaluate", tone, data) == 0
+    assert f"accuracy  {scores['accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_predict_takes_texts_files_and_lines(
+    tone: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("predict", tone, "good film", "bad [film]", "--json") == 0
+    out = capsys.readouterr().out
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [a["label"] in {"pos", "neg"} for a in answers] == [True, True]
+    (tmp_path / "texts.txt").write_text("good film\nbad [film]\n", encoding="utf-8")
+    assert run("predict", tone, "--file", tmp_path / "texts.txt", "--json") == 0
+    assert capsys.readouterr().out == out
+    monkeypatch.setattr(sys, "stdin", io.StringIO('good film\n{"text": "bad [film]"}\n'))
+    assert run("predict", tone, "--json") == 0
+    assert capsys.readouterr().out == out
+    assert run("predict", tone, "--file", data, "--json") == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(rows_of("classification"))
+    assert run("predict", tone, "bad [film]") == 0
+    assert re.search(r"bad \[film\] +(pos|neg) \(0\.\d{3}\)", capsys.readouterr().out)
+
+
+def test_predict_pairs(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict", pairs, "good film", "the plot", "--json") == 0
+    out = capsys.readouterr().out
+    (tmp_path / "texts.txt").write_text("good film\tthe plot\n", encoding="utf-8")
+    assert run("predict", pairs, "--file", tmp_path / "texts.txt", "--json") == 0
+    assert capsys.readouterr().out == out
+    assert run("predict", pairs, "good film") == 2
+    assert "a pair is two texts, found 1" in capsys.readouterr().err
+
+
+def test_predict_with_several_adapters(tone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = ("--task", f"tone={tone}", "--task", f"again={tone}")
+    assert run("predict", *both, "good film", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer.keys() == {"tone", "again"}
+    assert answer["tone"]["label"] == answer["again"]["label"]
+    rows = [{"task": "again", "text": "good film"}, {"task": "tone", "text": "rain"}]
+    assert run("predict", *both, "--file", write_rows(tmp_path / "rows.jsonl", rows), "--json") == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["probabilities"] == pytest.approx(answer["again"]["probabilities"])
+    assert second.keys() == first.keys()
+    assert run("predict", *both, "good film") == 0
+    assert re.search(r"tone: \w+ \(0\.\d+\); again: \w+", capsys.readouterr().out)
+
+
+def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("methods") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in METHODS)
+    assert run("methods", "--json") == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(METHODS)
+    assert run("methods", "pasta") == 0
+    assert "slots" in capsys.readouterr().out
+    assert run("methods", "pasta", "--json") == 0
+    assert {"option", "default", "help"} == json.loads(capsys.readouterr().out)[0].keys()
+
+
+def test_anatomy(tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("anatomy", tiny_bert, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model_type"] == "bert"
+    assert found["methods"]["pasta"] == 2 * 4 * 32  # 2 blocks, 4 slots, width 32
+    assert all(isinstance(count, int) and count > 0 for count in found["methods"].values())
+    assert found["stacks"][0]["sites"]["query"] == "attention.self.query"
+    assert run("anatomy", tiny_bert) == 0
+    assert "attention.self.query" in capsys.readouterr().out
+
+
+def test_merge(tone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    assert run("merge", tone, "--output", tmp_path / "merged", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["output"] == str(tmp_path / "merged")
+    assert run("predict", tone, "good film", "--json") == 0
+    wanted = json.loads(capsys.readouterr().out)["probabilities"]
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "merged")("good film", return_tensors="pt")
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(tmp_path / "merged")(**tokens).last_hidden_state
+    head = load_file(tmp_path / "merged" / "head.safetensors")
+    found = torch.softmax(states.mean(1) @ head["weight"].T + head["bias"], -1)[0].tolist()
+    assert dict(zip(("neg", "pos"), found, strict=True)) == pytest.approx(wanted, abs=1e-5)
+    assert json.loads((tmp_path / "merged" / "task.json").read_text())["pooling"] == "mean"
+    assert run("merge", tone, "--output", tmp_path / "merged") == 2
+    assert "exists; name a new folder" in capsys.readouterr().err
+
+
+def test_merge_refuses_what_is_no_part_of_a_weight(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("merge", pairs, "--output", tmp_path / "merged") == 2
+    assert "pasta has no merged form" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict",), "no adapter given"),
+        (("predict", "nowhere", "x"), "no adapter folder at nowhere"),
+        (("predict", "--task", "tone", "x"), "--task wants NAME=DIR, found 'tone'"),
+        (("train", "none.csv", "--output", "x"), "no data at none.csv"),
+        (("train", "none.csv", "--output", "x", "--set", "epochs"), "wanted key=value, found 'epochs'"),
+        (("methods", "lora"), "no method 'lora'; the methods are tiny_attention"),
+        (("evaluate", "nowhere", "rows.csv"), "no adapter folder at nowhere"),
+    ],
+)
+def test_refusals_are_one_line(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("attentune: ")
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+def test_wrong_inputs_of_predict(
+    tone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts.txt").write_text("good\n\nbad\n")
+    assert run("predict", tone, "--file", tmp_path / "texts.txt") == 2
+    assert "line 2 is empty" in capsys.readouterr().err
+    assert run("predict", tone, "x", "--file", tmp_path / "texts.txt") == 2
+    assert "wanted one of them" in capsys.readouterr().err
+    assert run("predict", tone, "--file", tmp_path / "none.txt") == 2
+    assert "none.txt" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert run("predict", tone) == 2
+    assert "no text to answer" in capsys.readouterr().err
+
+
+def test_python_dash_m() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "attentune.cli", "methods", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) == len(METHODS)

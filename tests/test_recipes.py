@@ -1,0 +1,138 @@
+"""Recipes: strict, saved as they are read, and every shipped one loads."""
+
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attentune.errors import ConfigError
+from attentune.methods import METHODS
+from attentune.training.recipe import (
+    FOLDERS,
+    Recipe,
+    known_keys,
+    method_options,
+    parse_recipe,
+    parse_set,
+    read_recipe,
+    recipe_of,
+    shipped_recipe,
+)
+
+SHIPPED = sorted(Path(str(resources.files("attentune") / "recipes")).rglob("*.toml"))
+
+
+def test_every_task_has_a_recipe_for_every_method() -> None:
+    assert len(SHIPPED) == len(FOLDERS) * 5
+    assert {(path.parent.name, path.stem) for path in SHIPPED} == {
+        (task, method) for task in FOLDERS for method in list(METHODS)[:5]
+    }
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert recipe.method == path.stem
+    METHODS[recipe.method].config(**recipe.options)
+    first, *rest = path.read_text(encoding="utf-8").splitlines()
+    assert re.fullmatch(rf"# attentune train DATA --method {path.stem} --output DIR(?: --task \w+)?", first)
+    assert any(line.startswith("# The authors:") for line in rest)
+    assert recipe == shipped_recipe(path.parent.name, path.stem)
+    kind = "classification" if path.parent.name == "pair" else path.parent.name
+    assert shipped_recipe(kind, path.stem, pair=path.parent.name == "pair") == recipe
+
+
+def test_a_recipe_is_read_back_as_it_was_written() -> None:
+    tables: dict[str, Any] = {
+        "task": {"kind": "classification", "text": ["a", 'b "c"\\'], "max_length": 64},
+        "method": {"name": "tiny_attention", "width": 2, "structure": "seq", "layers_to_transform": [0, 1]},
+        "training": {"learning_rate": 1e-05, "epochs": 3, "precision": "float32"},
+    }
+    recipe = recipe_of(tables)
+    assert parse_recipe(recipe.to_toml()) == recipe
+    read = tomllib.loads(recipe.to_toml())
+    assert read["task"]["text"] == ["a", 'b "c"\\']
+    assert read["training"]["learning_rate"] == 1e-05
+    assert recipe.training.epochs == 3.0
+
+
+def test_a_method_without_a_shipped_recipe_has_defaults() -> None:
+    assert shipped_recipe("ranking", "pasta") == Recipe("pasta")
+
+
+def test_overrides() -> None:
+    recipe = recipe_of({"method": {"name": "pasta"}})
+    changed = recipe.override({"epochs": 2, "task.pooling": "cls", "method.dropout": 0.5, "slots": 3})
+    assert changed.training.epochs == 2.0
+    assert changed.task.pooling == "cls"
+    assert changed.options == {"dropout": 0.5, "slots": 3}
+    assert recipe.override({}) == recipe
+
+
+def test_set_reads_toml_and_plain_words() -> None:
+    given = parse_set(["epochs=3", "rate = 1e-4", "pooling=cls", 'a="x y"', "on=true", "layers=[0, 1]", "t=a b"])
+    expected = {"epochs": 3, "rate": 1e-4, "pooling": "cls", "a": "x y", "on": True, "layers": [0, 1], "t": "a b"}
+    assert given == expected
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({}, "[method] needs a name, one of tiny_attention, pasta"),
+    ({"method": {"name": "lora"}}, "found 'lora'"),
+    ({"methods": {}}, "a recipe has no table 'methods', did you mean 'method'? The tables are task, method, training"),
+    ({"method": "pasta"}, "method is a table of a recipe, [method], found 'pasta'"),
+    ({"method": {"name": "pasta", "slot": 3}}, "[method] has no key 'slot', did you mean 'slots'?"),
+    ({"method": {"name": "pasta", "slots": "3"}}, "method.slots is a whole number, found '3'"),
+    ({"method": {"name": "pasta"}, "training": {"epoch": 1}}, "[training] has no key 'epoch', did you mean 'epochs'?"),
+    ({"method": {"name": "pasta"}, "training": {"epochs": "many"}}, "training.epochs is a number, found 'many'"),
+    (
+        {"method": {"name": "pasta"}, "training": {"batch_size": 1.5}},
+        "training.batch_size is a whole number, found 1.5",
+    ),
+    (
+        {"method": {"name": "pasta"}, "training": {"batch_size": True}},
+        "training.batch_size is a whole number, found True",
+    ),
+    ({"method": {"name": "pasta"}, "training": {"precision": "int3"}}, 'is "auto" or "float32" or "bfloat16"'),
+    ({"method": {"name": "pasta"}, "task": {"text": "a"}}, "task.text is a list, found 'a'"),
+    ({"method": {"name": "pasta"}, "task": {"text": [1]}}, "task.text is a list, found [1]"),
+    ({"method": {"name": "pasta", "head": {}}}, "[method] has no key 'head'"),
+]
+
+
+@pytest.mark.parametrize(("tables", "match"), WRONG, ids=range(len(WRONG)))
+def test_wrong_recipes(tables: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(match)) as caught:
+        recipe_of(tables)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_files_and_overrides(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the recipe"):
+        read_recipe(tmp_path / "none.toml")
+    (tmp_path / "a.toml").write_text("a = ")
+    with pytest.raises(ConfigError, match=r"a\.toml is not TOML"):
+        read_recipe(tmp_path / "a.toml")
+    recipe = recipe_of({"method": {"name": "pasta"}})
+    with pytest.raises(ConfigError, match=re.escape("'dropout' could be task.dropout or method.dropout")):
+        recipe.override({"dropout": 0.1})
+    with pytest.raises(ConfigError, match=r"\[training\] has no key 'epoch'"):
+        recipe.override({"training.epoch": 1})
+    with pytest.raises(ConfigError, match="choose another method with --method"):
+        recipe.override({"name": "attempt"})
+    for wrong in ("epochs", "=3"):
+        with pytest.raises(ConfigError, match="wanted key=value, found"):
+            parse_set([wrong])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_option_of_a_method_can_be_set(method: str) -> None:
+    options = method_options(method)
+    assert "init_weights" in options
+    assert not {"head", "peft_type", "task_type", "target_modules"} & set(options)
+    config = METHODS[method].config()
+    plain = {key: value for key in options if (value := getattr(config, key)) is not None}
+    assert recipe_of({"method": {"name": method, **plain}}).options == plain
+    assert set(known_keys(method)) == {"task", "method", "training"}
