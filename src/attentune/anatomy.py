@@ -28,8 +28,8 @@ class Place:
     """The module, relative to the block; "" is the block itself."""
     part: tuple[int, int] = (0, 1)
     """(i, n): the i-th of n equal parts of the last axis, where one projection makes several things."""
-    residual: bool = False
-    """The module's output lacks the residual: the place is the block's input plus that output."""
+    residual: str = ""
+    """The module's output lacks the residual: the place is this other place's value plus that output."""
     time_first: bool = False
     """The module sees [T,B,D]."""
 
@@ -40,6 +40,9 @@ class Anatomy:
 
     blocks: str
     """The ModuleList of blocks."""
+    entry: str
+    """The module in a block that is first given the block's input. What enters a block is read there, for hooks on the
+    block itself stand outside gradient checkpointing and are not run again."""
     embed: str
     """The word embeddings, [B,T] -> [B,T,E]."""
     places: Mapping[str, Place]
@@ -100,7 +103,6 @@ def _projections(attention: str, query: str, key: str, value: str, output: str, 
         "context": Place(output),
         "output": Place(output),
         "block_input": Place(""),
-        "block_output": Place(""),
     }
 
 
@@ -109,12 +111,21 @@ def _fused(module: str, output: str) -> dict[str, Place]:
     return {**_projections("", "", "", "", output), **parts}
 
 
+def _around(attention: str, feed_forward: str, residual: bool = False) -> dict[str, Place]:
+    """The residual stream after the attention and after the block: modules that hold it, or that lack the residual."""
+    return {
+        "attention_output": Place(attention, residual="block_input" if residual else ""),
+        "block_output": Place(feed_forward, residual="attention_output" if residual else ""),
+    }
+
+
 _BERT = Anatomy(
     blocks="encoder.layer",
+    entry="attention",
     embed="embeddings.word_embeddings",
     places={
         **_projections("attention.self.", "query", "key", "value", "attention.output.dense"),
-        "attention_output": Place("attention"),
+        **_around("attention", "output"),
     },
     specials=(101, 102),
     interface=True,
@@ -123,10 +134,11 @@ _BERT = Anatomy(
 _ROBERTA = replace(_BERT, positions="padding", specials=("bos_token_id", "eos_token_id"))
 _LLAMA = Anatomy(
     blocks="layers",
+    entry="input_layernorm",
     embed="embed_tokens",
     places={
         **_projections("self_attn.", "q_proj", "k_proj", "v_proj", "self_attn.o_proj"),
-        "attention_output": Place("self_attn", residual=True),
+        **_around("self_attn", "mlp", residual=True),
     },
     specials=("bos_token_id", "eos_token_id"),
     causal=True,
@@ -138,10 +150,11 @@ _LLAMA = Anatomy(
 _T5 = Anatomy(
     stack="encoder",
     blocks="block",
+    entry="layer.0",
     embed="embed_tokens",
     places={
         **_projections("layer.0.SelfAttention.", "q", "k", "v", "layer.0.SelfAttention.o"),
-        "attention_output": Place("layer.0"),
+        **_around("layer.0", "layer.1"),
     },
     positions="relative",
     strip="output",
@@ -150,10 +163,11 @@ _T5 = Anatomy(
 _BART = Anatomy(
     stack="encoder",
     blocks="layers",
+    entry="self_attn",
     embed="embed_tokens",
     places={
         **_projections("self_attn.", "q_proj", "k_proj", "v_proj", "self_attn.out_proj"),
-        "attention_output": Place("self_attn_layer_norm"),
+        **_around("self_attn_layer_norm", "final_layer_norm"),
     },
     positions="table",
     specials=("bos_token_id", "eos_token_id"),
@@ -174,7 +188,7 @@ ANATOMIES: dict[str, tuple[Anatomy, ...]] = {
             blocks="transformer.layer",
             places={
                 **_projections("attention.", "q_lin", "k_lin", "v_lin", "attention.out_lin"),
-                "attention_output": Place("sa_layer_norm"),
+                **_around("sa_layer_norm", "output_layer_norm"),
             },
             strip="output",
             attention="attention",
@@ -185,7 +199,7 @@ ANATOMIES: dict[str, tuple[Anatomy, ...]] = {
             _BERT,
             places={
                 **_projections("attention.attn.", "q", "k", "v", "attention.attn.o"),
-                "attention_output": Place("attention"),
+                **_around("attention", "output"),
             },
             positions="padding",
             pad_offset=1,
@@ -199,7 +213,7 @@ ANATOMIES: dict[str, tuple[Anatomy, ...]] = {
             _BERT,
             places={
                 **_projections("attention.self.", "query_proj", "key_proj", "value_proj", "attention.output.dense"),
-                "attention_output": Place("attention"),
+                **_around("attention", "output"),
             },
             specials=(1, 2),
             strip="output",
@@ -213,7 +227,8 @@ ANATOMIES: dict[str, tuple[Anatomy, ...]] = {
             _BERT,
             blocks="layers",
             embed="embeddings.tok_embeddings",
-            places={**_fused("attn.Wqkv", "attn.Wo"), "attention_output": Place("attn", residual=True)},
+            entry="attn_norm",
+            places={**_fused("attn.Wqkv", "attn.Wo"), **_around("attn", "mlp", residual=True)},
             specials=("cls_token_id", "sep_token_id"),
             strip="output",
             by_index=True,
@@ -236,7 +251,14 @@ ANATOMIES: dict[str, tuple[Anatomy, ...]] = {
     ),
     "t5": (
         _T5,
-        replace(_T5, stack="decoder", causal=True, prompts=False, sizes={"layers": "num_decoder_layers"}),
+        replace(
+            _T5,
+            places={**_T5.places, **_around("layer.0", "layer.2")},
+            stack="decoder",
+            causal=True,
+            prompts=False,
+            sizes={"layers": "num_decoder_layers"},
+        ),
     ),
     "bart": (
         replace(_BART, sizes={"layers": "encoder_layers", "heads": "encoder_attention_heads"}),
@@ -253,7 +275,8 @@ ANATOMIES: dict[str, tuple[Anatomy, ...]] = {
             _LLAMA,
             blocks="h",
             embed="wte",
-            places={**_fused("attn.c_attn", "attn.c_proj"), "attention_output": Place("attn", residual=True)},
+            entry="ln_1",
+            places={**_fused("attn.c_attn", "attn.c_proj"), **_around("attn", "mlp", residual=True)},
             rotary=False,
             attention="attn",
         ),

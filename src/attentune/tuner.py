@@ -72,6 +72,10 @@ class SiteTuner(BaseTuner):
                     "offers no way into it; BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ModernBERT, BART, GPT-2, Llama and "
                     "Qwen do"
                 )
+            if site == Site.BLOCK_OUTPUT and getattr(stack.config, "chunk_size_feed_forward", 0):
+                raise UnsupportedError(
+                    f"{method.name} acts on what leaves a block as a whole; set chunk_size_feed_forward to 0"
+                )
             place = Place(anatomy.attention) if site == Site.KEY_VALUE else anatomy.places[site]
             for index in blocks:
                 self._target(path, anatomy.block_path(index, place.path), site, place, stack, index)
@@ -151,14 +155,15 @@ class SiteTuner(BaseTuner):
 
     # --- one forward -------------------------------------------------------------------------------------------------
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model; peft calls its `forward`, past the hooks."""
+        return self.model(*args, **kwargs)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Generator[None]:
-        names, labels, tokens = kwargs.get("adapter_names"), kwargs.get("labels"), kwargs.get("input_ids")
-        source: Tensor | int | None = None
-        if tokens is not None:
-            marked = labels is not None and labels.shape == tokens.shape and not labels.is_floating_point()
-            # Without labels the tokens at hand are the source; generate appends its own to them.
-            source = labels == -100 if marked else int(tokens.shape[1])
+        names, tokens = kwargs.get("adapter_names"), kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
+        # Without labels the tokens at hand are the source; generate appends its own to them.
+        source = int(tokens.shape[1]) if torch.is_tensor(tokens) else None
         stacks = [m for m in self.model.modules() if isinstance(m, Stack)]
         for stack in stacks:
             stack.source = source
@@ -278,7 +283,9 @@ def _stack(model: nn.Module, path: str) -> Stack:
     for at, module, anatomy in stacks_of(model):
         if not hasattr(module, STACK_CHILD):
             encoder = next(iter(stacks.values()), None)
-            module.add_module(STACK_CHILD, Stack(module, anatomy, _config_of(module, model), encoder))
+            stack = Stack(module, anatomy, _config_of(module, model), encoder)
+            module.add_module(STACK_CHILD, stack)
+            stack.listen(model)
         stacks[at] = getattr(module, STACK_CHILD)
     if path not in stacks:
         raise UnsupportedError(f"there is no stack at {path!r}")

@@ -42,7 +42,8 @@ class Form:
 FORMS = [
     Form("tiny_attention", (("width", 2), ("heads", 2))),
     Form("tiny_attention", (("structure", "double_seq"), ("experts", 2))),
-    Form("tiny_attention", (("structure", "s1"),)),
+    Form("tiny_attention", (("structure", "m1"),)),
+    Form("tiny_attention", (("structure", "s0"),)),
     Form("pasta"),
     Form("prefix_propagation", (("length", 3),)),
     Form("prefix_propagation", (("length", 3), ("mode", "combine"), ("mlp", 5))),
@@ -66,8 +67,12 @@ def refused(form: Form, kind: str) -> bool:
     return (form.method, kind) in REFUSED or (dict(form.options).get("mode") == "combine" and kind in NO_INTERFACE)
 
 
-CELLS = [pytest.param(form, kind, id=f"{form.label}-{kind}") for form in FORMS for kind in ZOO if not refused(form, kind)]
-REFUSALS = [pytest.param(form, kind, id=f"{form.label}-{kind}") for form in FORMS for kind in ZOO if refused(form, kind)]
+CELLS = [
+    pytest.param(form, kind, id=f"{form.label}-{kind}") for form in FORMS for kind in ZOO if not refused(form, kind)
+]
+REFUSALS = [
+    pytest.param(form, kind, id=f"{form.label}-{kind}") for form in FORMS for kind in ZOO if refused(form, kind)
+]
 GENERATING = [cell for cell in CELLS if ZOO[str(cell.values[1])].generates]
 cells: Callable[..., Any] = pytest.mark.parametrize(("form", "kind"), CELLS)
 generating: Callable[..., Any] = pytest.mark.parametrize(("form", "kind"), GENERATING)

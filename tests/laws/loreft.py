@@ -1,6 +1,6 @@
 """LoReFT (Wu et al. 2024, arXiv:2404.03592), a sixth method: what a method must be, shown by one that is not built in.
 
-    h <- h + R'(W h + b - R h)     on the first positions of the text, after every block
+h <- h + R'(W h + b - R h)     on the first positions of the text, after every block
 """
 
 from dataclasses import dataclass, field

@@ -23,7 +23,12 @@ def tokens(model: Any, kind: str, **options: Any) -> Tensor:
     side = "left" if ZOO[kind].causal else "right"
     torch.manual_seed(0)
     return model.generate(
-        **prompt_of(kind, side), max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=ZOO[kind].pad, **options
+        **prompt_of(kind, side),
+        max_new_tokens=6,
+        min_new_tokens=6,
+        do_sample=False,
+        pad_token_id=ZOO[kind].pad,
+        **options,
     )
 
 

@@ -29,7 +29,11 @@ def test_save_load_equal(form: Form, kind: str, tmp_path: Path) -> None:
     assert torch.equal(answer(load(kind, folder), batch), expected)
     folder = folder.rename(tmp_path / "renamed")
     assert torch.equal(answer(load(kind, folder, adapter_name="another"), batch), expected)
-    assert torch.equal(answer(load(kind, folder, low_cpu_mem_usage=True), batch), expected)
+    lean = load(kind, folder, low_cpu_mem_usage=True)
+    before = dict(model.named_parameters())
+    assert all(torch.equal(p, before[name]) for name, p in lean.named_parameters())
+    # Equal tensors at another alignment in memory: a matrix product may round its last bit otherwise.
+    torch.testing.assert_close(answer(lean, batch), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5", "gpt2"])

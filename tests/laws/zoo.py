@@ -94,8 +94,15 @@ ZOO: dict[str, Animal] = {
     "deberta-v2": Animal(
         lambda: tf.DebertaV2Model(
             tf.DebertaV2Config(
-                **_BERT, relative_attention=True, position_buckets=8, max_relative_positions=-1, share_att_key=True,
-                pos_att_type=["p2c", "c2p"], norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0,
+                **_BERT,
+                relative_attention=True,
+                position_buckets=8,
+                max_relative_positions=-1,
+                share_att_key=True,
+                pos_att_type=["p2c", "c2p"],
+                norm_rel_ebd="layer_norm",
+                position_biased_input=False,
+                type_vocab_size=0,
             )
         ),
         (1, 2),
@@ -104,8 +111,14 @@ ZOO: dict[str, Animal] = {
     "modernbert": Animal(
         lambda: tf.ModernBertModel(
             tf.ModernBertConfig(
-                **_BERT, pad_token_id=1, cls_token_id=0, sep_token_id=2, bos_token_id=0, eos_token_id=2,
-                local_attention=8, global_attn_every_n_layers=2,
+                **_BERT,
+                pad_token_id=1,
+                cls_token_id=0,
+                sep_token_id=2,
+                bos_token_id=0,
+                eos_token_id=2,
+                local_attention=8,
+                global_attn_every_n_layers=2,
             )
         )
     ),  # fmt: skip

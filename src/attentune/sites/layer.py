@@ -47,7 +47,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         for key, value in tensors.items():
             if key not in self.adapter_layer_names:
                 if hasattr(self, key):
-                    raise ConfigError(f"a tensor cannot be named {key!r}: every layer of peft has an attribute of that name")
+                    raise ConfigError(
+                        f"a tensor cannot be named {key!r}: every layer of peft has an attribute of that name"
+                    )
                 setattr(self, key, nn.ParameterDict())
                 self.adapter_layer_names = (*self.adapter_layer_names, key)
             getattr(self, key)[name] = nn.Parameter(value.detach().clone().to(like.device, dtype))
@@ -182,8 +184,8 @@ class SiteLayer(AdapterLayer):
             pieces = list(y.chunk(n, -1))
             pieces[i] = self.edit(group, x, pieces[i], frame).to(y.dtype)
             return torch.cat(pieces, -1)
-        if self.place.residual and self.site == Site.ATTENTION_OUTPUT:
-            stream = frame.seen[Site.BLOCK_INPUT] + y
+        if self.place.residual:
+            stream = frame.seen[Site(self.place.residual)] + y
             return y + (self.edit(group, x, stream, frame) - stream).to(y.dtype)
         return self.edit(group, x, y, frame).to(y.dtype)
 

@@ -62,15 +62,15 @@ class Tap:
 
     def _keep(self, value: Tensor) -> None:
         frame, place = self.stack.frame, self.stack.anatomy.places[self.site]
-        if frame is None or (self.stack.anatomy.shared_position_projections and self.site in frame.seen):
+        if frame is None or (self.stack.repeats(self.site) and self.site in frame.seen):
             return
         i, n = place.part
         value = value.chunk(n, -1)[i] if n > 1 else value
         if place.time_first:
             # Cloned: Longformer scales its queries in place right after the projection.
             value = value.transpose(0, 1).clone()
-        if place.residual and self.site == Site.ATTENTION_OUTPUT:
-            value = frame.seen[Site.BLOCK_INPUT] + value
+        if place.residual:
+            value = frame.seen[Site(place.residual)] + value
         frame.seen[self.site] = value
 
 
@@ -91,6 +91,7 @@ class Stack(nn.Module):
         """[B,T] which tokens are no answer, or how many at the start of every row."""
         self.layers: list[SiteLayer] = []
         self._names = [n for n in inspect.signature(host.forward).parameters if n not in ("args", "kwargs")]
+        self._model_names: list[str] = []
         self._taps: dict[Site, list[Any]] = {}
         self._handles: list[Any] = [
             host.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
@@ -129,12 +130,26 @@ class Stack(nn.Module):
         layers = self.anatomy.layers(config)
         return Dims(hidden, heads, int(kv_heads), int(head), layers, words, config, self.anatomy.specials)
 
+    def listen(self, model: nn.Module) -> None:
+        """Learn from a language model's labels which tokens are the answer, whoever calls the model."""
+        outputs: Any = getattr(model, "get_output_embeddings", None)
+        if self.anatomy.causal and self.anatomy.prompts and outputs is not None and outputs() is not None:
+            self._model_names = list(inspect.signature(model.forward).parameters)
+            self._handles.append(model.register_forward_pre_hook(self._read_labels, with_kwargs=True))
+
+    def _read_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        labels = {**dict(zip(self._model_names, args, strict=False)), **kwargs}.get("labels")
+        if labels is not None:
+            self.source = labels == -100
+        elif torch.is_tensor(self.source):
+            self.source = None
+
     def adopt(self, layer: SiteLayer) -> None:
         """Take a site in, with the taps that it needs."""
         self.layers.append(layer)
-        if layer.site == Site.ATTENTION_OUTPUT and layer.place.residual:
-            self.tap(Site.BLOCK_INPUT)
-        if layer.site in (Site.QUERY, Site.KEY) and self.anatomy.shared_position_projections:
+        if layer.place.residual:
+            self.tap(Site(layer.place.residual))
+        if self.repeats(layer.site):
             attention = self._module(self.anatomy.block_path(layer.index, self.anatomy.attention))
             if getattr(attention, "share_att_key", False):
                 self._handles.append(attention.register_forward_hook(self._group_by_group, with_kwargs=True))
@@ -144,19 +159,24 @@ class Stack(nn.Module):
         if site in self._taps:
             return
         place, handles = self.anatomy.places[site], list[Any]()
-        if site == Site.ATTENTION_OUTPUT and place.residual:
-            self.tap(Site.BLOCK_INPUT)
+        if place.residual:
+            self.tap(Site(place.residual))
+        path = self.anatomy.entry if site == Site.BLOCK_INPUT else place.path
         for index in range(self.anatomy.layers(self.config)):
-            host, tap = self._module(self.anatomy.block_path(index, place.path)), Tap(self, site, index)
+            host, tap = self._module(self.anatomy.block_path(index, path)), Tap(self, site, index)
             if site == Site.BLOCK_INPUT:
                 handles.append(host.register_forward_pre_hook(tap.before, with_kwargs=True))
             else:
                 handles.append(host.register_forward_hook(tap.after))
-            if self.anatomy.shared_position_projections and site in (Site.QUERY, Site.KEY):
+            if self.repeats(site):
                 # These projections run again, on relative embeddings: the first call of a block is the text's.
                 attention = self._module(self.anatomy.block_path(index, self.anatomy.attention))
                 handles.append(attention.register_forward_pre_hook(tap.fresh))
         self._taps[site] = handles
+
+    def repeats(self, site: Site) -> bool:
+        """A projection that a block calls again, on relative embeddings."""
+        return self.anatomy.shared_position_projections and site in (Site.QUERY, Site.KEY)
 
     def see_parts(self, out: Tensor, frame: Frame) -> None:
         """Show tapped parts of a fused projection [B,T,n*width] to the edits of its other parts, before they act."""
@@ -281,7 +301,8 @@ class Stack(nn.Module):
         if not self.anatomy.causal or self.source is None:
             return None
         if isinstance(self.source, int):
-            return None if length <= self.source else (torch.arange(length, device=device) < self.source)[None].expand(batch, -1)
+            first = torch.arange(length, device=device) < self.source
+            return None if length <= self.source else first[None].expand(batch, -1)
         return self.source if self.source.shape == (batch, length) else None
 
     def _widen_cross_attention(self, encoder: Stack, call: dict[str, Any]) -> bool:
