@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -67,9 +68,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(tokenizer: PreTrainedToke
     assert load_tokenizer_of(tokenizer, tmp_path, pad_token="[PAD]").pad_token == "[PAD]"
 
 
-def load_tokenizer_of(
-    tokenizer: PreTrainedTokenizerBase, folder: Path, **changes: str | None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer_of(tokenizer: PreTrainedTokenizerBase, folder: Path, **changes: Any) -> PreTrainedTokenizerBase:
     changed = type(tokenizer).from_pretrained(tokenizer.name_or_path, **changes)
     changed.save_pretrained(folder)
     return load_tokenizer(str(folder))
@@ -91,6 +90,6 @@ def test_fingerprints(tiny_bert: Path) -> None:
             with torch.no_grad():
                 p[0, 0] -= 1.0
     with torch.no_grad():
-        one.pooler.dense.weight += 1.0
+        one.get_parameter("pooler.dense.weight").add_(1.0)
     wider = AutoModel.from_config(AutoConfig.from_pretrained(tiny_bert, intermediate_size=128))
     assert not same_backbone(fingerprint(wider), half)

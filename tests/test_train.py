@@ -224,7 +224,7 @@ def test_two_processes_write_one_adapter(tiny_bert: Path, tmp_path: Path) -> Non
     splits = {"train": rows_of("tagging", 37), "validation": rows_of("tagging", 9, seed=1)}
     for name, rows in splits.items():
         (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    launch = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 0)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
     command = ("-m", "attentune.cli", "train", tmp_path / "data", "--output", tmp_path / "a", "--backbone", tiny_bert)
     done = in_subprocess(*launch, *command, "--set", "epochs=2", "--set", "batch_size=4", "--json")
     assert done.returncode == 0, done.stderr
