@@ -124,12 +124,13 @@ def urgency(draw: Draw, pool: Pool, split: str) -> list[Row]:
 
 
 def entities(draw: Draw, pool: Pool, split: str) -> list[Row]:
-    """Order ids, products, days, persons and amounts as BIO tags."""
+    """Order ids, products, days, persons and amounts as BIO tags; every second mail holds two messages."""
     writer = Writer(draw, pool)
     messages = Deck(draw, [message for name in INTENTS for message in pool.messages[name]])
     rows: list[Row] = []
     for _ in range(720 if split == "train" else 240):
-        tokens, tags = tagged(writer.mail(messages.deal(), [], 0.6))
+        second = [messages.deal().text] if draw.chance(0.5) else []
+        tokens, tags = tagged(writer.mail(messages.deal(), second, 0.6))
         rows.append({"tokens": tokens, "tags": tags})
     return rows
 
