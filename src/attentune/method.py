@@ -78,6 +78,19 @@ class Group:
     """[R] which rows of the batch; None: all of them, in order."""
 
 
+# Functions, where a call of `dict[...]` would break the compiler's graph.
+def _no_tensors() -> dict[Site, Tensor]:
+    return {}
+
+
+def _nothing() -> dict[str, Any]:
+    return {}
+
+
+def _no_views() -> dict[Any, Frame]:
+    return {}
+
+
 @dataclass
 class Frame:
     """The batch in flight. One per stack, written once per forward, read by every site."""
@@ -106,11 +119,11 @@ class Frame:
     """[B,T] on causal models: False for tokens of the answer, which an input-dependent prompt may not see."""
     cache: Any = None
     """The cache of the stack's self-attention, where there is one."""
-    seen: dict[Site, Tensor] = field(default_factory=lambda: dict[Site, Tensor]())
+    seen: dict[Site, Tensor] = field(default_factory=_no_tensors)
     """What left a tapped site of the block now running."""
-    memo: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    memo: dict[str, Any] = field(default_factory=_nothing)
     """What an edit derives once per forward; also read from outside (the attention over prompts, say)."""
-    views: dict[Any, Frame] = field(default_factory=lambda: dict[Any, Frame]())
+    views: dict[Any, Frame] = field(default_factory=_no_views)
     """The frame as each group's rows see it."""
     states: Tensor | None = None
     """[B,width+T,D] the last states before prompt rows are stripped."""
@@ -285,6 +298,10 @@ class Method:
         """The sites that `cfg` switches on."""
         return tuple(self.edits) if self.sites is None else tuple(self.sites(cfg))
 
+    def __reduce__(self) -> Any:
+        # Copies of a model (deepcopy, pickle) share the one record of a method.
+        return _registered, (self.name,)
+
     def tensors(self, cfg: Any, dims: Dims) -> dict[Site, dict[str, Tensor]]:
         """Start values of every site, a block's sites once."""
         return {site: self.init(cfg, site, dims) for site in self.sites_of(cfg)}
@@ -292,6 +309,10 @@ class Method:
 
 METHODS: dict[str, Method] = {}
 """Every registered method by name."""
+
+
+def _registered(name: str) -> Method:
+    return METHODS[name]
 
 
 def peft_name(method: Method) -> Enum:

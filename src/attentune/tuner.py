@@ -101,7 +101,7 @@ class SiteTuner(BaseTuner):
     ) -> None:
         method = type(self).method
         for site, place, stack, index in self._targets[current_key]:
-            child = f"{method.name}_{site}"
+            child = f"{site}_{method.name}"
             layer = getattr(target, child, None)
             if layer is None:
                 layer = SiteLayer(target, method, site, place, stack, index)
@@ -127,7 +127,7 @@ class SiteTuner(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         if cfg.head is None or place is None:
             return
-        child = f"{type(self).method.name}_head"
+        child = f"head_{type(self).method.name}"
         if not hasattr(place, child):
             place.add_module(child, HeadLayer())
         dims = next(iter(self._dims.values()))
@@ -377,7 +377,9 @@ def register(method: Method) -> Method:
         raise ConfigError(f"a method named {method.name!r} is registered already; registered are {sorted(METHODS)}")
     method.config.method = method
     key: Any = peft_name(method)
-    prefix = f"{key.value.lower()}_"
+    # Part of every saved tensor's name, "...block_input_pasta.shift": by it peft tells missing tensors from others, and
+    # transformers finds where an adapter's name belongs.
+    prefix = f"{method.name}."
     tuner = type(
         f"{method.config.__name__.removesuffix('Config')}Model", (SiteTuner,), {"prefix": prefix, "method": method}
     )

@@ -63,7 +63,7 @@ def test_nan_and_safe_merge_leave_the_base_intact(form):
     """The NaN sits in the last site, so that earlier ones have been merged when it is found."""
     model, batch = wrap(form), batch_of("bert")
     before, weights = answer(model, batch), base_of(model)
-    bad = [p for key, p in model.named_parameters() if key.endswith("kernel_mix_output.head_b.default")][-1]
+    bad = [p for key, p in model.named_parameters() if key.endswith("output_kernel_mix.head_b.default")][-1]
     good = bad.detach().clone()
     bad.data[0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaNs detected in the merged weights"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from .kit import FORMS, add, answer, batch_of, every_cell, every_form, model_of, same, tensors_of, wrap
 
@@ -28,6 +28,18 @@ def test_answers_and_tensors_are_equal_after_a_reload(form, kind, tmp_path):
     assert same(tensors_of(model), tensors_of(again))
     assert torch.equal(answer(again, batch), answer(model, batch))
     assert not torch.equal(answer(again, batch), answer(model_of(kind), batch))
+
+
+@every_form
+def test_a_missing_tensor_is_told(form, tmp_path):
+    wrap(form).save_pretrained(tmp_path)
+    path = tmp_path / FILES[2]
+    tensors = load_file(path)
+    lost = next(key for key in tensors if f"_{form.method}." in key)
+    save_file({key: value for key, value in tensors.items() if key != lost}, path)
+    with pytest.warns(UserWarning, match="Found missing adapter keys while loading the checkpoint") as caught:
+        PeftModel.from_pretrained(model_of("bert"), tmp_path)
+    assert any(f"{lost}.default" in str(warning.message) for warning in caught)
 
 
 @every_form

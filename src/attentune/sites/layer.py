@@ -122,9 +122,8 @@ class SiteLayer(AdapterLayer):
 
     def add(self, name: str, cfg: MethodConfig, dims: Dims, inference_mode: bool = False) -> None:
         """Start one adapter at this site."""
-        like = next(
-            (p for n, p in self._host[0].named_parameters() if not n.startswith(self._child_prefix())), dims.words
-        )
+        own = f"_{self.method.name}."
+        like = next((p for n, p in self._host[0].named_parameters() if own not in n), dims.words)
         tensors = self.method.init(cfg, self.site, dims)
         self.put(
             name,
@@ -134,9 +133,6 @@ class SiteLayer(AdapterLayer):
             self.method.frozen(cfg),
             inference_mode,
         )
-
-    def _child_prefix(self) -> str:
-        return f"{self.method.name}_"
 
     def remove(self) -> None:
         """Take the hook off the host."""
