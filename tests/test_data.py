@@ -165,6 +165,8 @@ def test_kind_is_named() -> None:
     data = load_data(rows_with([1, 2, 3, 4]), kind="regression")
     assert data.kind == "regression"
     assert all(isinstance(row["label"], float) for row in data.train)
+    with pytest.raises(DataError, match="a pair has two texts, found text -> label; name both text columns"):
+        load_data(rows_with(["a", "b"]), kind="pair")
     with pytest.raises(ConfigError, match="no task kind 'ranking'"):
         load_data(rows_with([1, 2]), kind="ranking")
 
@@ -207,7 +209,8 @@ def test_wrong_rows_name_the_row() -> None:
     bad([{"tokens": [], "tags": []}], "train row 1, column 'tokens': the list is empty")
     bad([{"tokens": ["a", ""], "tags": ["O", "O"]}], "train row 1, column 'tokens': wanted words, found nothing")
     bad([], "the train split of the data has no rows")
-    bad("x y", "'x y' is no file or folder, and no hub data set")
+    bad("x_y", "'x_y' is no file or folder, and no hub data set")
+    bad("x y", "no data at x y: wanted a file")
     bad({"train": good, "extra": good}, "no split 'extra'; the splits are train, validation, test")
     bad([1, 2], "wanted a list of rows (dicts)")
     bad({"test": good}, "no train split; the splits are test")

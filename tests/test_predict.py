@@ -166,6 +166,8 @@ def test_evaluate_reads_what_predict_does_not(folders: dict[str, Path], tmp_path
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(json.dumps({"sentence": r["text"], "intent": r["label"]}) for r in rows))
     assert adapter.evaluate(file) == scores
+    with pytest.raises(DataError, match="row 1 has label 'meh', which training does not know: neg, pos"):
+        adapter.evaluate([{"text": "x", "label": "meh"}])
     with pytest.raises(DataError, match="no split 'test'; the splits are train"):
         adapter.evaluate(file, split="test")
 

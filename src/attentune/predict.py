@@ -23,6 +23,7 @@ from attentune.model import TaskModel
 from attentune.store import Stored, TaskCard
 from attentune.tasks import Answer, Features, Task
 from attentune.tasks.data import load_rows
+from attentune.tasks.rows import check_known
 from attentune.tasks.sources import Row, Source
 from attentune.tasks.task import Logits, pad_inputs
 
@@ -108,6 +109,7 @@ class Adapter:
     def evaluate(self, data: Source, split: str | None = None, batch_size: int = 32) -> Scores:
         """Scores on labelled rows: a file, a folder, a hub id, rows (of `split`, else of the test split if any)."""
         rows = load_rows(data, self.card.columns, self.card.task.kind, split)
+        check_known(rows, self.card.task.kind, self.card.task.labels, split or "the data's")
         features = self.card.task.encode(
             self.predictor.tokenizer, [unlabelled(row) for row in rows], self.card.max_length
         )

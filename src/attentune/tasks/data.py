@@ -50,12 +50,15 @@ def load_data(
     """
     if isinstance(source, Data):
         return source
+    wants_pair = kind == "pair"
     if kind is not None and (kind := ALIASES.get(kind, kind)) not in KINDS:
-        raise ConfigError(f"no task kind {kind!r}; the kinds are {', '.join(KINDS)}")
+        raise ConfigError(f"no task kind {kind!r}; the kinds are {', '.join(KINDS)}, pair")
     raw = read(source)
     if "train" not in raw:
         raise DataError(f"no train split; the splits are {', '.join(raw)}")
     columns = choose(raw["train"].columns, text, label)
+    if wants_pair and not columns.pair:
+        raise DataError(f"a pair has two texts, found {columns.shown()}; name both text columns")
     notes = [f"columns: {columns.shown()}"]
     if kind is None:
         kind = _guess(raw["train"], columns)

@@ -6,6 +6,7 @@ for a class.
 
 import csv
 import gzip
+import re
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev", "eval"),
     "test": ("test", "testing"),
 }
+HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
 
 
@@ -65,7 +67,7 @@ def _read_name(source: str | Path) -> dict[str, Raw]:
         return {split: _read_file(file) for split, file in _split_files(path).items()}
     if path.is_file():
         return {"train": _read_file(path)}
-    if _format(path) or isinstance(source, Path) or str(source).startswith((".", "/", "~")):
+    if _format(path) or isinstance(source, Path) or not HUB_NAME.fullmatch(source):
         raise DataError(f"no data at {source}: wanted a file ({', '.join(FORMATS)}, also .gz), a folder or a hub id")
     return _read_hub(source)
 

@@ -155,8 +155,8 @@ def adapt(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task,
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
     """The special tokens that the tokenizer puts around texts; None where it puts none."""
-    around = set(cast("list[int]", tokenizer("a", "a")["input_ids"])) - {tokenizer.unk_token_id}
-    return sorted(around & set(tokenizer.all_special_ids)) or None
+    around = set(cast("list[int]", tokenizer("a", "a")["input_ids"])) & set(tokenizer.all_special_ids)
+    return sorted(around - {cast("int", tokenizer.unk_token_id)}) or None
 
 
 def longest(model: PeftModel, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
