@@ -45,15 +45,16 @@ def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
     found = _prefixes(module, key)
     if found is None:
         return base(module, query, key, value, attention_mask, **kwargs)
-    keys, values, columns = found
-    mask = _widen(module, query, key, attention_mask, columns)
+    keys, values, columns, mixed = found
+    mask = _widen(module, query, key, attention_mask, columns, mixed)
     output, weights = base(module, query, torch.cat([keys, key], 2), torch.cat([values, value], 2), mask, **kwargs)
     return output, None if weights is None else weights[..., columns.shape[1] :]
 
 
-def _prefixes(module: nn.Module, key: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Keys and values [B,Hkv,P,d] in front of the text, and which of them each row has, [B,P]."""
-    batch, parts = len(key), list[tuple[Any, Tensor, Tensor]]()
+def _prefixes(module: nn.Module, key: Tensor) -> tuple[Tensor, Tensor, Tensor, bool] | None:
+    """Keys and values [B,Hkv,P,d] in front of the text, which of them each row has, [B,P], and whether rows differ."""
+    batch = len(key)
+    parts: list[tuple[Tensor | None, Tensor, Tensor]] = []
     for layer in module.children():
         if not isinstance(layer, SiteLayer) or layer.site != Site.KEY_VALUE or layer.stack.frame is None:
             continue
@@ -75,14 +76,16 @@ def _prefixes(module: nn.Module, key: Tensor) -> tuple[Tensor, Tensor, Tensor] |
         values = values.index_add(0, rows, nn.functional.pad(v.expand(len(rows), -1, -1, -1), pad))
         columns[rows, start:stop] = True
         start = stop
-    return keys, values, columns
+    return keys, values, columns, any(rows is not None for rows, _, _ in parts)
 
 
-def _widen(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, columns: Tensor) -> Tensor | None:
+def _widen(
+    module: Any, query: Tensor, key: Tensor, mask: Tensor | None, columns: Tensor, mixed: bool
+) -> Tensor | None:
     q, k = query.shape[2], key.shape[2]
     if mask is None:
         causal = getattr(module, "is_causal", False) and q > 1
-        if not causal and bool(columns.all()):
+        if not causal and not mixed:
             return None
         mask = torch.ones(q, k, dtype=torch.bool, device=key.device)
         mask = (mask.tril(k - q) if causal else mask)[None, None]

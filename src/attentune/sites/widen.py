@@ -83,8 +83,8 @@ def _continued(frame: Frame) -> Front | None:
 
 
 def _started(stack: Stack, frame: Frame, served: Served, call: Call) -> Front | None:
-    lengths = [(group, m) for _, group in served if (m := group.method.prompt_length(group.cfg))]
-    shifts = [(group, by) for group in stack.served(frame.groups) if (by := group.method.position_shift(group.cfg))]
+    lengths = _positive([(group, group.method.prompt_length(group.cfg)) for _, group in served])
+    shifts = _positive([(group, group.method.position_shift(group.cfg)) for group in stack.served(frame.groups)])
     if not lengths and not shifts:
         return None
     if frame.groups is None and len(lengths) > 1:
@@ -92,7 +92,7 @@ def _started(stack: Stack, frame: Frame, served: Served, call: Call) -> Front | 
             "two adapters that lengthen the sequence cannot be active on the same rows; "
             "activate one of them, or give each row its own by adapter_names"
         )
-    frame.width = width = max((m for _, m in lengths), default=0)
+    frame.width = width = max([0, *(m for _, m in lengths)])
     tokens = call.get("input_ids")
     device = (call["inputs_embeds"] if tokens is None else tokens).device
     if frame.groups is None:
@@ -101,6 +101,10 @@ def _started(stack: Stack, frame: Frame, served: Served, call: Call) -> Front | 
     prompt = _per_row(frame, lengths, device)
     columns = torch.arange(width, device=device) >= width - prompt
     return Front(columns, prompt + _per_row(frame, shifts, device), mixed=True)
+
+
+def _positive(numbers: list[tuple[Group, int]]) -> list[tuple[Group, int]]:
+    return [(group, number) for group, number in numbers if number]
 
 
 def _per_row(frame: Frame, numbers: list[tuple[Group, int]], device: torch.device) -> Tensor:
