@@ -81,9 +81,15 @@ def _tags(train: Sequence[Row], rows: Sequence[Row]) -> list[list[str]]:
     if len(set(targets)) < 2:
         return [[targets[0]] * len(row["tokens"]) for row in rows]
     vectorizer = DictVectorizer()
-    model = LinearSVC(C=0.5, random_state=0).fit(vectorizer.fit_transform(features), targets)
-    flat = iter(model.predict(vectorizer.transform([f for row in rows for f in _word_features(row["tokens"])])))
+    model = LinearSVC(C=0.5, random_state=0).fit(_narrow(vectorizer.fit_transform(features)), targets)
+    found = [f for row in rows for f in _word_features(row["tokens"])]
+    flat = iter(model.predict(_narrow(vectorizer.transform(found))))
     return [[str(next(flat)) for _ in row["tokens"]] for row in rows]
+
+
+def _narrow(x: Any) -> Any:
+    """The same matrix with the 32-bit indices that liblinear wants."""
+    return sparse.csr_matrix((x.data, x.indices.astype(np.int32), x.indptr.astype(np.int32)), x.shape)
 
 
 def _word_features(tokens: Sequence[str]) -> list[dict[str, Any]]:
