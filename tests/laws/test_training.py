@@ -35,7 +35,7 @@ def test_only_adapters_get_gradients_and_all_of_them(form: Form, kind: str) -> N
     model, batch = adapted(form, kind), batch_of(kind)
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert all(f"{form.method}_" in name for name in trained)
+    assert all(f"_{form.method}." in name for name in trained)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for _ in range(2):
         model.train()
