@@ -188,6 +188,7 @@ def test_merge_refuses_what_is_no_part_of_a_weight(
         (("predict",), "no adapter given"),
         (("predict", "nowhere", "x"), "no adapter folder at nowhere"),
         (("predict", "--task", "tone", "x"), "--task wants NAME=DIR, found 'tone'"),
+        (("predict", "--task", "a=b", "--task", "a=c", "x"), "two tasks are named 'a'"),
         (("train", "none.csv", "--output", "x"), "no data at none.csv"),
         (("train", "none.csv", "--output", "x", "--set", "epochs"), "wanted key=value, found 'epochs'"),
         (("methods", "lora"), "no method 'lora'; the methods are tiny_attention"),

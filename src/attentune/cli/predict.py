@@ -39,17 +39,15 @@ def predict_command(
     given = list(words or [])
     if not task and not given:
         raise ConfigError("no adapter given; wanted a folder, or --task name=folder")
-    folders = dict(_named(entry) for entry in task) if task else {"": given.pop(0)}
+    alone = None if task else given.pop(0)
+    folders = {alone: alone} if alone is not None else _named(task or [])
     predictor = load_many(folders, backbone)
     pair = all(card.task.pair for card in predictor.cards.values())
     inputs = _inputs(given, file, pair)
-    if folders.keys() != {""} and inputs and all(isinstance(row, dict) and "task" in row for row in inputs):
+    names = [alone] * len(inputs) if alone is not None else None
+    if alone is None and all(isinstance(row, dict) and "task" in row for row in inputs):
         names = [str(row["task"]) for row in inputs]
-        answers = predict_many(predictor, inputs, names, batch_size)
-    elif task:
-        answers = predict_many(predictor, inputs, None, batch_size)
-    else:
-        answers = predict_many(predictor, inputs, [""] * len(inputs), batch_size)
+    answers = predict_many(predictor, inputs, names, batch_size)
     if json:
         for answer in answers:
             show.as_json(answer)
@@ -78,11 +76,16 @@ def evaluate_command(
         show.table(["score", "value"], list(scores.items()))
 
 
-def _named(entry: str) -> tuple[str, str]:
-    name, equals, folder = entry.partition("=")
-    if not (name and equals and folder):
-        raise ConfigError(f"--task wants NAME=DIR, found {entry!r}")
-    return name, folder
+def _named(entries: list[str]) -> dict[str, str]:
+    folders: dict[str, str] = {}
+    for entry in entries:
+        name, equals, folder = entry.partition("=")
+        if not (name and equals and folder):
+            raise ConfigError(f"--task wants NAME=DIR, found {entry!r}")
+        if name in folders:
+            raise ConfigError(f"two tasks are named {name!r}; give each its own name")
+        folders[name] = folder
+    return folders
 
 
 def _inputs(texts: list[str], file: Path | None, pair: bool) -> list[Any]:

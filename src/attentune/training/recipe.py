@@ -196,7 +196,7 @@ def _locate(key: str, known: Mapping[str, Sequence[str]]) -> tuple[str, str]:
         return homes[0], key
     if homes:
         raise ConfigError(f"{key!r} could be {' or '.join(f'{home}.{key}' for home in homes)}; name the one you mean")
-    _check_keys([key], [name for names in known.values() for name in names], "a recipe")
+    _check_keys([key], list(dict.fromkeys(name for names in known.values() for name in names)), "a recipe")
     raise AssertionError("unreachable")
 
 
