@@ -1,8 +1,8 @@
-"""Tiny random models with heads, one batch for each, and every built-in method in every form that peft sees differently."""
+"""Tiny random models with heads, a batch for each, and every built-in method in each form that peft sees apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,15 +16,22 @@ from torch import Tensor, nn
 from attentune import METHODS
 from attentune.methods import BUILT_IN
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+
+
+_START: dict[str, Any] = {"decoder_start_token_id": 0}
+
+
+def _labels(count: int) -> dict[str, Any]:
+    return {"num_labels": count}
 
 
 def _bert() -> Any:
-    return tf.BertForSequenceClassification(tf.BertConfig(vocab_size=140, num_labels=3, **SIZES))
+    return tf.BertForSequenceClassification(tf.BertConfig(vocab_size=140, **_labels(3), **SIZES))
 
 
 def _roberta() -> Any:
-    config = tf.RobertaConfig(vocab_size=140, num_labels=4, pad_token_id=1, bos_token_id=101, eos_token_id=102, **SIZES)
+    config = tf.RobertaConfig(vocab_size=140, **_labels(4), pad_token_id=1, bos_token_id=101, eos_token_id=102, **SIZES)
     return tf.RobertaForTokenClassification(config)
 
 
@@ -46,7 +53,7 @@ def _llama() -> Any:
 def _t5() -> Any:
     config = tf.T5Config(
         vocab_size=140, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4,
-        decoder_start_token_id=0, pad_token_id=1, eos_token_id=102,
+        pad_token_id=1, eos_token_id=102, **_START,
     )  # fmt: skip
     return tf.T5ForConditionalGeneration(config)
 
@@ -140,7 +147,7 @@ every_cell = pytest.mark.parametrize(
 )
 
 
-def wrap(form: Form, kind: str = "bert", seed: int = 1, model: Any = None, **config: Any) -> PeftModel:
+def wrap(form: Form, kind: str = "bert", seed: int = 1, model: Any = None, **config: Any) -> Any:
     """A tiny model with one adapter "default", in eval mode."""
     base = model_of(kind) if model is None else model
     torch.manual_seed(seed)
@@ -183,7 +190,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Generator[None]:
     """Nothing of a model may change inside."""
     before = {key: value.clone() for key, value in model.state_dict().items()}
     modules = {key: type(module) for key, module in model.named_modules()}

@@ -143,6 +143,17 @@ def test_while_merged_nothing_else_acts(form):
 
 
 @merging
+def test_disabling_a_merged_adapter_gives_the_base(form):
+    """As with LoRA: it is unmerged, and acts again afterwards."""
+    model, batch = wrap(form), batch_of("bert")
+    before = answer(model, batch)
+    model.merge_adapter()
+    with model.disable_adapter():
+        assert torch.equal(answer(model, batch), answer(model_of("bert"), batch))
+    assert torch.equal(answer(model, batch), before)
+
+
+@merging
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_biases_without_a_place_to_merge_into(form, kind):
     model, batch = wrap(form, kind), batch_of(kind)

@@ -1,5 +1,7 @@
 """adapter_names: each row its own adapter, native head included."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -38,7 +40,7 @@ def test_mixed_rows_equal_rows_alone(form, kind):
 
 @every_form
 def test_ranks_lengths_and_blocks_may_differ(form):
-    more = {
+    more: dict[str, Any] = {
         "tiny_attention": {"width": 3, "heads": 1, "experts": 1},
         "pasta": {"slots": 1},
         "attempt": {"length": 5, "sources": 1},
@@ -46,7 +48,8 @@ def test_ranks_lengths_and_blocks_may_differ(form):
         "prefix_propagation": {"length": 5},
     }[form.method]
     model, batch = wrap(form), batch_of("bert", rows=len(NAMES))
-    add(model, "other", form, **{**form.options, **more, "layers_to_transform": [1]})
+    options: dict[str, Any] = {**form.options, **more, "layers_to_transform": [1]}
+    add(model, "other", form, **options)
     separate = {name: alone(model, batch, name) for name in NAMES}
     mixed = answer(model, batch, adapter_names=NAMES)
     for row, name in enumerate(NAMES):

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    AutoPeftModelForSequenceClassification,
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file, save_file
+
+from attentune import MethodConfig
 
 from .kit import FORMS, add, answer, batch_of, every_cell, every_form, model_of, same, tensors_of, wrap
 
@@ -98,7 +105,7 @@ def test_selected_adapters(form, tmp_path):
 @every_form
 @pytest.mark.parametrize("name", ["query", "output", "layer", "shift", "out"])
 def test_a_name_that_is_a_modules_name_or_part_of_one(form, name, tmp_path):
-    """peft finds an adapter's tensors by name; those of "default" in the projection "query" are not those of "query"."""
+    """What "default" has in the projection "query" is not the adapter "query"'s; peft goes by names."""
     base, batch = model_of("bert"), batch_of("bert")
     model = wrap(form, model=base)
     add(model, name, form)
@@ -134,6 +141,7 @@ def test_the_config_file(form, tmp_path):
     assert saved["base_model_name_or_path"] == str(tmp_path / "backbone")
     assert list(saved) == sorted(saved)
     again = PeftConfig.from_pretrained(tmp_path)
+    assert isinstance(again, MethodConfig)
     assert type(again) is type(model.peft_config["default"])
     assert again.key() == model.peft_config["default"].key()
     assert model.peft_config["default"].inference_mode is False

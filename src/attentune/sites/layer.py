@@ -216,6 +216,12 @@ class SiteLayer(AdapterLayer):
             self._kept = merge.add(self._host[0], self.place.part, weight, bias, self._kept, safe_merge, self.site)
             self.merged_adapters.append(name)
 
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch all adapters of the site on or off; merged ones are unmerged first, as peft's own are."""
+        if not enabled:
+            self.unmerge()
+        super().enable_adapters(enabled)
+
     def unmerge(self) -> None:
         """Put the host's kept weight back, bit for bit."""
         if self._kept is not None:
