@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, DistilBertConfig, DistilBertModel, PreTrainedTokenizerBase
 
 from attentune import backbones
 from attentune.backbones import (
@@ -66,6 +66,12 @@ def test_loading(tiny_bert: Path) -> None:
 def test_a_tokenizer_without_padding_pads_with_its_end(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     assert load_tokenizer_of(tokenizer, tmp_path, pad_token=None, eos_token="[SEP]").pad_token == "[SEP]"
     assert load_tokenizer_of(tokenizer, tmp_path, pad_token="[PAD]").pad_token == "[PAD]"
+
+
+def test_inputs_that_the_model_does_not_know_are_left_out(tiny_bert: Path) -> None:
+    small = DistilBertModel(DistilBertConfig(vocab_size=200, dim=8, n_layers=1, n_heads=1, hidden_dim=8))
+    assert "token_type_ids" in load_tokenizer(str(tiny_bert), load_backbone(str(tiny_bert)))("good")
+    assert set(load_tokenizer(str(tiny_bert), small)("good", "film")) == {"input_ids", "attention_mask"}
 
 
 def load_tokenizer_of(tokenizer: PreTrainedTokenizerBase, folder: Path, **changes: Any) -> PreTrainedTokenizerBase:

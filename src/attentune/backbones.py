@@ -6,6 +6,7 @@ copy, the weights must have the hash of the original. Code that comes with a mod
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -82,14 +83,20 @@ def load_backbone(name: str, dtype: torch.dtype | None = None) -> PreTrainedMode
     return cast("PreTrainedModel", model.eval())
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a backbone; one without a padding token pads with its last special token."""
+def load_tokenizer(name: str, model: PreTrainedModel | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a backbone; one without a padding token pads with its end token.
+
+    It makes no inputs that `model` does not know (token types for a model without any, say).
+    """
     try:
         tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(resolve(name)))
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer for backbone {name!r} ({_first_line(error)})") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if model is not None:
+        known = inspect.signature(model.forward).parameters
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in known]
     return tokenizer
 
 

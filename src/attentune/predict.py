@@ -181,7 +181,7 @@ def load_fitting(
             )
         if one.card.method not in METHODS:
             raise StoreError(f"adapter {task!r} uses method {one.card.method!r}; known are {', '.join(METHODS)}")
-    return base, load_tokenizer(name)
+    return base, load_tokenizer(name, base)
 
 
 def _predictor(stored: Mapping[str, Stored], backbone: str | None, device: str | None) -> Predictor:

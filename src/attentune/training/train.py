@@ -74,7 +74,8 @@ def train(
         report(note)
     seed = chosen.training.seed
     set_seed(seed)
-    base, tokenizer = load_backbone(backbone), load_tokenizer(backbone)
+    base = load_backbone(backbone)
+    tokenizer = load_tokenizer(backbone, base)
     origin = Backbone(hub_id(backbone), fingerprint(base), revision(base))
     learned = task_of(rows)
     metric = check_name(rows.kind, chosen.task.metric or learned.main_metric, rows.labels)
