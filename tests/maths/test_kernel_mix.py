@@ -143,10 +143,14 @@ def test_edits(seed, cfg, site, H, d, how):
     close(EDITS[site](cfg, p, x, y, Frame(None, None, length, seen={Site.KEY: key})), slow)
 
 
-@few
-@given(seeds, configs, places, heads, small, st.booleans())
-def test_merged_weights_do_what_the_edits_do(seed, cfg, site, H, d, key_has_bias):
-    draw, width = Drawer(seed, 1), 4
+@pytest.mark.parametrize("key_has_bias", [True, False])
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("base", ["K", "X"])
+@pytest.mark.parametrize("site", EDITS)
+def test_merged_weights_do_what_the_edits_do(site, base, rank, biases, key_has_bias):
+    cfg = KernelMixConfig(q_rank=rank, v_rank=rank, v_base=base, biases=biases, alpha=3.0)
+    draw, width, H, d = Drawer(0, 1), 4, 2, 3
     p, into, out = draw_site(draw, site, cfg, H, d, width)
     key_weight, key_bias = draw.tensor(H * d, width), draw.tensor(H * d) if key_has_bias else None
     weight, bias = merge(cfg, site, p, key_weight, key_bias)
