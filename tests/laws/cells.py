@@ -80,8 +80,8 @@ generating: Callable[..., Any] = pytest.mark.parametrize(("form", "kind"), GENER
 
 def adapted(form: Form, kind: str, seed: int = 1, model: Any = None, **config: Any) -> PeftModel:
     """A tiny model with one adapter "default", by default at a random start, in eval mode."""
-    torch.manual_seed(seed)
     base = model_of(kind) if model is None else model
+    torch.manual_seed(seed)
     with warnings.catch_warnings():
         # peft asks transformers for an attribute that transformers has renamed.
         warnings.simplefilter("ignore", FutureWarning)

@@ -1,6 +1,5 @@
 """Law 8: attention implementations, precisions and the compiler change nothing but the last bits."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -10,8 +9,11 @@ from tests.laws.cells import CELLS, FORMS, NO_INTERFACE, Form, adapted, cells
 from tests.laws.zoo import answer, batch_of, model_of
 
 TWO = [cell for cell in CELLS if cell.values[1] not in NO_INTERFACE or cell.values[1] in ("t5", "mpnet")]
-COMPILED = [cell for cell in CELLS if cell.values[1] != "longformer"]
-"""Longformer breaks the graph itself, without any adapter: it counts global tokens."""
+ONE_A_METHOD = [f for i, f in enumerate(FORMS) if f.method not in {g.method for g in FORMS[:i]}]
+COMPILED = [cell for cell in CELLS if cell.values[1] == "bert" or cell.values[0] in ONE_A_METHOD]
+COMPILED = [cell for cell in COMPILED if cell.values[1] != "longformer"]
+"""Every form once and every method on every architecture, but for Longformer: it counts its global tokens and so breaks
+the graph itself, without any adapter."""
 
 
 @pytest.mark.parametrize(("form", "kind"), TWO)
@@ -30,16 +32,20 @@ def test_eager_equals_sdpa(form: Form, kind: str) -> None:
 
 @cells
 def test_bfloat16_base_with_float32_adapters(form: Form, kind: str) -> None:
-    base = model_of(kind).to(torch.bfloat16)
-    model = adapted(form, kind, model=base)
-    assert {p.dtype for n, p in model.named_parameters() if f"_{form.method}." in n} == {torch.float32}
-    out = answer(model, batch_of(kind))
+    batch = batch_of(kind)
+    model = adapted(form, kind, model=model_of(kind).to(torch.bfloat16))
+    assert {p.dtype for n, p in model.named_parameters() if f"_{form.method}" in n} == {torch.float32}
+    out = answer(model, batch)
     assert out.dtype == torch.bfloat16
-    expected = answer(adapted(form, kind), batch_of(kind))
-    real = batch_of(kind)["attention_mask"].bool() if out.shape[1] == 12 else torch.ones(3, 5, dtype=torch.bool)
-    # The same function up to the base's precision: rounding of 8 bits through two random blocks.
-    a, b = out[real].float().flatten(), expected[real].flatten()
-    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.97
+    real = batch["attention_mask"].bool() if out.shape[1] == 12 else torch.ones(3, 5, dtype=torch.bool)
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a[real].float() - b[real]).norm() / b[real].norm())
+
+    with torch.no_grad():
+        bare = distance(answer(model_of(kind).to(torch.bfloat16), batch), answer(model_of(kind), batch))
+        # As far from float32 as the bare backbone in bfloat16 is, not further.
+        assert distance(out, answer(adapted(form, kind), batch)) < 3 * bare + 0.05
 
 
 @pytest.mark.parametrize(("form", "kind"), COMPILED)
@@ -51,12 +57,13 @@ def test_compiles_without_graph_breaks(form: Form, kind: str) -> None:
     torch.testing.assert_close(answer(compiled, batch), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("form", [f for i, f in enumerate(FORMS) if f.method not in {g.method for g in FORMS[:i]}],
-                         ids=lambda f: f.method)  # fmt: skip
+# torch's own code generator still uses a deprecated part of torch.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("form", ONE_A_METHOD, ids=lambda form: form.method)
 def test_inductor(form: Form) -> None:
     torch.compiler.reset()
     model, batch = adapted(form, "bert"), batch_of("bert")
-    expected = answer(model, batch)
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
     with torch.no_grad():
+        expected = answer(model, batch)
+        compiled = torch.compile(model, fullgraph=True)
         torch.testing.assert_close(answer(compiled, batch), expected, atol=1e-5, rtol=1e-5)

@@ -1,5 +1,6 @@
 """Law 1: where adapters start, and that they leave without a trace."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -64,3 +65,17 @@ def test_refusals_are_one_sentence(form: Form, kind: str) -> None:
     with pytest.raises(UnsupportedError) as error:
         adapted(form, kind)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.label)
+def test_a_copy_after_a_forward_is_independent(form: Form) -> None:
+    batch = batch_of("bert")
+    model = adapted(form, "bert")
+    expected = answer(model, batch)
+    other = copy.deepcopy(model)
+    assert torch.equal(answer(other, batch), expected)
+    for p in other.parameters():
+        if p.requires_grad:
+            p.data += 1
+    assert not torch.equal(answer(other, batch), expected)
+    assert torch.equal(answer(model, batch), expected)

@@ -79,9 +79,7 @@ def _prefixes(module: nn.Module, key: Tensor) -> tuple[Tensor, Tensor, Tensor, b
     return keys, values, columns, any(rows is not None for rows, _, _ in parts)
 
 
-def _widen(
-    module: Any, query: Tensor, key: Tensor, mask: Tensor | None, columns: Tensor, mixed: bool
-) -> Tensor | None:
+def _widen(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, columns: Tensor, mixed: bool) -> Tensor | None:
     q, k = query.shape[2], key.shape[2]
     if mask is None:
         causal = getattr(module, "is_causal", False) and q > 1

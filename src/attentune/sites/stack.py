@@ -106,6 +106,10 @@ class Stack(nn.Module):
         if encoder is not None:
             encoder.keeps_prompt = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a model is a copy of its weights: the batch last in flight holds tensors that cannot be copied.
+        return {**super().__getstate__(), "frame": None, "front": None, "request": None, "source": None}
+
     @property
     def host(self) -> nn.Module:
         """The module that owns the blocks."""
