@@ -46,8 +46,8 @@ class TaskOutput(ModelOutput):
     """What a TaskModel gives."""
 
     logits: Tensor | None = None
-    """[B,C] for sequence heads, [B,T,C] for token heads; where a batch has both, [B,T,C] with a sequence row's logits at
-    position 0. Rows with fewer than C labels end in the dtype's minimum."""
+    """[B,C] for sequence heads, [B,T,C] for token heads; where a batch has both, [B,T,C] with a sequence row's logits
+    at position 0. Rows with fewer than C labels end in the dtype's minimum."""
     num_labels: Tensor | None = None
     """[B] each row's own C, in a mixed batch; 0 for rows without a head."""
     last_hidden_state: Tensor | None = None

@@ -162,7 +162,10 @@ class Frame:
         return torch.nn.functional.pad(self.mask, (0, length - self.mask.shape[1]), value=False)
 
     def allowed(self, queries: Tensor, keys: Tensor) -> Tensor | None:
-        """[R,1,Tq|1,Tk] which query may attend to which key, or None: all to all. queries [...,Tq,w], keys [...,Tk,w]."""
+        """Which query may attend to which key, [R,1,Tq|1,Tk], or None: all to all.
+
+        queries [...,Tq,w], keys [...,Tk,w]
+        """
         q, k = queries.shape[-2], keys.shape[-2]
 
         def make() -> Tensor | None:
@@ -253,10 +256,6 @@ class MethodConfig(PeftConfig):
 _SHARED_FIELDS = {f.name for f in fields(PeftConfig)} | {"modules_to_save", "head", "init_weights"}
 
 
-def _every_site(method: Method, cfg: Any) -> Collection[Site]:
-    return tuple(method.edits)
-
-
 @dataclass(frozen=True, eq=False)
 class Method:
     """A method: a frozen record of functions, nothing inherited."""
@@ -319,7 +318,8 @@ def peft_name(method: Method) -> Enum:
     """The member under which peft knows the method: an own enumeration, for peft's is closed to third parties."""
     value = f"ATTENTUNE_{method.name.upper()}"
     if value not in _PEFT_NAMES:
-        _PEFT_NAMES[value] = Enum("MethodName", {value: value}, type=str)[value]
+        names: Any = Enum("MethodName", {value: value}, type=str)
+        _PEFT_NAMES[value] = names[value]
     return _PEFT_NAMES[value]
 
 

@@ -65,7 +65,7 @@ class TaskModel(nn.Module):
         self.backbone.enable_input_require_grads()
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Trade compute for memory in the backbone's blocks (transformers before 5.20 calls it gradient checkpointing)."""
+        """Trade compute for memory in the backbone's blocks; older transformers call it gradient checkpointing."""
         backbone = self.backbone
         name = "activation_checkpointing_enable"
         getattr(backbone, name if hasattr(backbone, name) else "gradient_checkpointing_enable")(*args, **kwargs)

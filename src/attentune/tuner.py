@@ -36,7 +36,8 @@ class SiteTuner(BaseTuner):
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         if not isinstance(peft_config, type(self).method.config):
             raise ConfigError(
-                f"{type(self).method.name} takes a {type(self).method.config.__name__}, not a {type(peft_config).__name__}"
+                f"{type(self).method.name} takes a {type(self).method.config.__name__}, "
+                f"not a {type(peft_config).__name__}"
             )
         return peft_config
 
@@ -68,9 +69,9 @@ class SiteTuner(BaseTuner):
                 continue
             if site == Site.KEY_VALUE and not anatomy.interface:
                 raise UnsupportedError(
-                    f"{method.name} with this config gives keys and values to self-attention, and {stack.config.model_type} "
-                    "offers no way into it; BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ModernBERT, BART, GPT-2, Llama and "
-                    "Qwen do"
+                    f"{method.name} with this config gives keys and values to self-attention, and "
+                    f"{stack.config.model_type} offers no way into it; BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, "
+                    "ModernBERT, BART, GPT-2, Llama and Qwen do"
                 )
             if site == Site.BLOCK_OUTPUT and getattr(stack.config, "chunk_size_feed_forward", 0):
                 raise UnsupportedError(
@@ -201,7 +202,7 @@ class SiteTuner(BaseTuner):
         progressbar: bool = False,
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
-    ) -> nn.Module:
+    ) -> Any:
         if merge:
             self.merge_adapter(adapter_names, safe_merge)
         else:
@@ -212,9 +213,7 @@ class SiteTuner(BaseTuner):
                     delattr(module, name)
                     _forget(module, child)
                 elif isinstance(child, AuxiliaryTrainingWrapper):
-                    active = child.active_adapters
-                    kept = child.modules_to_save[active[0]] if active and hasattr(child, "modules_to_save") else None
-                    setattr(module, name, kept if merge and kept is not None else child.original_module)
+                    setattr(module, name, _unwrapped(child, merge))
         _clear_stacks(self.model)
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
@@ -268,6 +267,13 @@ class SiteTuner(BaseTuner):
             for m in self.model.modules()
             if isinstance(m, AdapterLayer) and (not isinstance(m, SiteLayer) or m.method is mine)
         ]
+
+
+def _unwrapped(wrapper: Any, merge: bool) -> nn.Module:
+    """A native head as it was, or, when merging, as the active adapter trained it."""
+    active = list(wrapper.active_adapters)
+    trained = getattr(wrapper, "modules_to_save", None)
+    return trained[active[0]] if merge and active and trained is not None else wrapper.original_module
 
 
 def _with_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

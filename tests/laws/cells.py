@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from attentune import METHODS
-from tests.laws import loreft
-from tests.laws.zoo import ZOO, model_of
+from laws import loreft
+from laws.zoo import ZOO, model_of
 
 assert loreft.LOREFT.name in METHODS
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from attentune.errors import UnsupportedError
-from tests.laws.cells import GENERATING, Form, adapted, add, generating
-from tests.laws.zoo import ZOO, answer, batch_of
+from laws.cells import GENERATING, Form, adapted, add, generating
+from laws.zoo import ZOO, answer, batch_of
 
 DECODERS = [cell for cell in GENERATING if cell.values[1] not in ("t5", "bart")]
 

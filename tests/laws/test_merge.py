@@ -5,8 +5,8 @@ import torch
 
 from attentune import METHODS
 from attentune.errors import UnsupportedError
-from tests.laws.cells import CELLS, Form, adapted
-from tests.laws.zoo import answer, batch_of
+from laws.cells import CELLS, Form, adapted
+from laws.zoo import answer, batch_of
 
 NO_BIASES = ("llama", "qwen2", "qwen3", "modernbert", "t5")
 """Architectures some of whose projections have no bias to merge one into."""

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.laws.cells import CELLS, FORMS, NO_INTERFACE, Form, adapted, cells
-from tests.laws.zoo import answer, batch_of, model_of
+from laws.cells import CELLS, FORMS, NO_INTERFACE, Form, adapted, cells
+from laws.zoo import answer, batch_of, model_of
 
 TWO = [cell for cell in CELLS if cell.values[1] not in NO_INTERFACE or cell.values[1] in ("t5", "mpnet")]
 ONE_A_METHOD = [f for i, f in enumerate(FORMS) if f.method not in {g.method for g in FORMS[:i]}]

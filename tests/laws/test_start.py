@@ -8,8 +8,8 @@ import torch
 
 from attentune import METHODS
 from attentune.errors import UnsupportedError
-from tests.laws.cells import CELLS, FORMS, REFUSALS, Form, adapted, cells
-from tests.laws.zoo import ZOO, answer, batch_of, model_of
+from laws.cells import CELLS, FORMS, REFUSALS, Form, adapted, cells
+from laws.zoo import ZOO, answer, batch_of, model_of
 
 IDENTITY = ("tiny_attention", "pasta", "kernel_mix", "loreft")
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from attentune import HeadConfig, TaskModel
-from peft import get_peft_model
-from tests.laws.cells import FORMS, Form
-from tests.laws.zoo import batch_of, model_of
+from laws.cells import FORMS, Form
+from laws.zoo import batch_of, model_of
 
 
 class Rows(Dataset[dict[str, torch.Tensor]]):

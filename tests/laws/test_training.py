@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.laws.cells import Form, adapted, cells
-from tests.laws.zoo import ZOO, answer, batch_of
+from laws.cells import Form, adapted, cells
+from laws.zoo import ZOO, answer, batch_of
 
 
 def is_silent(form: Form, name: str) -> bool:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers as tf
+import transformers
 from torch import Tensor, nn
+
+tf: Any = transformers  # Config classes take more fields than their signatures name.
 
 T = 12
 """Longest text of a batch."""
@@ -34,10 +36,16 @@ class Animal:
         return bool(self.build().config.is_encoder_decoder)
 
 
-_SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-_BERT = {"vocab_size": 140, "max_position_embeddings": 48, **_SIZE}
-_LLAMA = {"vocab_size": 140, "max_position_embeddings": 96, "num_key_value_heads": 2, "pad_token_id": 1, **_SIZE}
-_SPECIALS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+_SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_BERT: dict[str, Any] = {"vocab_size": 140, "max_position_embeddings": 48, **_SIZE}
+_LLAMA: dict[str, Any] = {
+    "vocab_size": 140,
+    "max_position_embeddings": 96,
+    "num_key_value_heads": 2,
+    "pad_token_id": 1,
+    **_SIZE,
+}
+_SPECIALS: dict[str, Any] = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 
 
 def _bert() -> Any:
@@ -107,7 +115,7 @@ ZOO: dict[str, Animal] = {
         ),
         (1, 2),
         0,
-    ),  # fmt: skip
+    ),
     "modernbert": Animal(
         lambda: tf.ModernBertModel(
             tf.ModernBertConfig(
@@ -121,7 +129,7 @@ ZOO: dict[str, Animal] = {
                 global_attn_every_n_layers=2,
             )
         )
-    ),  # fmt: skip
+    ),
     "longformer": Animal(_roberta_like(tf.LongformerModel, tf.LongformerConfig, attention_window=4, sep_token_id=2)),
     "big_bird": Animal(
         lambda: tf.BigBirdModel(tf.BigBirdConfig(**_BERT, attention_type="original_full", pad_token_id=0)), (65, 66), 0

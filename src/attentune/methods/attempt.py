@@ -6,14 +6,14 @@ K source prompts, trained before and frozen, and the task's own target prompt ar
     g = LN(W_up SiLU(W_down x));                     a = softmax_j(p_j . g / T)
     rows in front of the text = sum_j a_j P_j + P_target
 
-`attention`: sub (above), constant (uniform weights), dot (g = x), linear (g = LN(W x)), none (prompt tuning: the target
-alone). `tasks` > 1 holds one target prompt a task under one attention; `task_ids` [B] says whose a row is.
+`attention`: sub (above), constant (uniform weights), dot (g = x), linear (g = LN(W x)), none (prompt tuning: the
+target alone). `tasks` > 1 holds one target prompt a task under one attention; `task_ids` [B] says whose a row is.
 
-Where the authors' code differs: its max-pool runs over padding, so an answer depends on the batch; here padding is masked
-(`paper_exact` does not mask). Its dot and linear attention cannot run, its attention norm and its second learning rate
-never train by oversight. T = d e fits T5's large embeddings; the default here is a quarter of d times their RMS, the same
-softness on any backbone. Prompts start from rows of the vocabulary. On causal models the answer (tokens whose label is not
--100) is left out of the max, or it would leak into its own prompt.
+Where the authors' code differs: its max-pool runs over padding, so an answer depends on the batch; here padding is
+masked (`paper_exact` does not mask). Its dot and linear attention cannot run, its attention norm and its second
+learning rate never train by oversight. T = d e fits T5's large embeddings; the default here is a quarter of d times
+their RMS, the same softness on any backbone. Prompts start from rows of the vocabulary. On causal models the answer
+(tokens whose label is not -100) is left out of the max, or it would leak into its own prompt.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ def edit_prompt(cfg: AttemptConfig, p: Params, x: Tensor, y: Tensor, frame: Fram
         r = max(len(prompts), len(target))
         prompts = torch.cat([prompts.expand(r, -1, -1, -1), target[:, None].expand(r, -1, -1, -1)], 1)
     scores = _scores(cfg, p, y, prompts, frame)
+    assert cfg.temperature is not None
     weights = (scores / cfg.temperature).softmax(-1)
     frame.memo["prompt_scores"], frame.memo["prompt_attention"] = scores.detach(), weights.detach()
     mixed = mix(weights, prompts)

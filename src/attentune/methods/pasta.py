@@ -2,12 +2,12 @@
 
     h[b, t] <- h[b, t] + dropout(e[s])     for t the s-th special token of row b, before every block
 
-The edit enters attention and residual alike; every token sees it through the attention to special tokens. One vector per
-occurrence and block: [CLS], first [SEP], second [SEP]; RoBERTa's pairs have four.
+The edit enters attention and residual alike; every token sees it through the attention to special tokens. One vector
+per occurrence and block: [CLS], first [SEP], second [SEP]; RoBERTa's pairs have four.
 
-Where the authors' code differs: it knows BERT's ids 101 and 102 only, and counts special tokens on the first row of the
-batch; rows with other counts get vectors on wrong tokens. Here tokens are counted row by row, and only where the mask is
-1. Its start is N(0, 0.02) (`init_weights="paper"`), ours is 0, the unchanged model.
+Where the authors' code differs: it knows BERT's ids 101 and 102 only, and counts special tokens on the first row of
+the batch; rows with other counts get vectors on wrong tokens. Here tokens are counted row by row, and only where the
+mask is 1. Its start is N(0, 0.02) (`init_weights="paper"`), ours is 0, the unchanged model.
 """
 
 from __future__ import annotations

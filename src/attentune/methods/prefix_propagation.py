@@ -156,7 +156,8 @@ def edit_key_value(cfg: PrefixPropagationConfig, p: Params, x: Any, y: Tensor, f
 
 def edit_context(cfg: PrefixPropagationConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """kernel: what the heads give before the output projection, [B,T,H*d]."""
-    assert cfg.heads is not None and cfg.query_scale is not None
+    assert cfg.heads is not None
+    assert cfg.query_scale is not None
     q = frame.seen[Site.QUERY].to(y.dtype).unflatten(-1, (cfg.heads, -1)).transpose(1, 2)
     k, v = _keys_values(cfg, p, q.shape[-1], frame)
     offset = F.softplus(p["raw_offset"][:, 0]) if cfg.kernel == "poly" else None
@@ -176,7 +177,7 @@ def resolve(cfg: PrefixPropagationConfig, dims: Dims) -> None:
 
 
 def init(cfg: PrefixPropagationConfig, site: Site, dims: Dims) -> dict[str, Tensor]:
-    """Plain: {"prefix": [m,D]}, {"past": [m,2*H*d]}; with an MLP, its first layer at PROMPT and the rest in the blocks."""
+    """Plain: {"prefix": [m,D]}, {"past": [m,2*H*d]}; with an MLP, its first layer at PROMPT, the rest in the blocks."""
     m, std = cfg.length, 0.2 if cfg.init_weights is False else 0.02
     if site == Site.PROMPT:
         return {k: v for name in _names(cfg) if cfg.mlp is not None for k, v in _first_layer(cfg, name, dims).items()}

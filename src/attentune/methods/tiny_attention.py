@@ -1,6 +1,7 @@
 """Tiny-attention adapter (Zhao, Tan, Xu, Zhao, Li, EMNLP 2022, arXiv:2211.01979).
 
-An attention of width a (often 1) inside every block, so that a position's edit depends directly on all other positions:
+An attention of width a (often 1) inside every block, so that a position's edit depends directly on all other
+positions:
 
     [q|k|v] = W1 LN(h) + b1;   q, k, v <- Wq q + bq, Wk k + bk, Wv v + bv
     delta(h) = W2 (Wo softmax(q k' / sqrt(a / heads)) v + bo) + b2
@@ -17,8 +18,9 @@ Several experts act one after the other, u <- u + delta_j(u) / E; for deployment
 
 Where the authors' code differs: its averaging leaves the experts' LayerNorm and the head at an earlier checkpoint, so
 that another model is evaluated than is trained; here the norm is averaged too. The paper draws experts as a parallel
-mean; the code, and this file, run them in sequence. Its start is N(0, 0.02) with Xavier inside (`init_weights="paper"`);
-ours has W2 = 0, the unchanged model. Bias of the keys: softmax does not see it, so that slice never gets a gradient.
+mean; the code, and this file, run them in sequence. Its start is N(0, 0.02) with Xavier inside
+(`init_weights="paper"`); ours has W2 = 0, the unchanged model. Bias of the keys: softmax does not see it, so that
+slice never gets a gradient.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ class SiteLayer(AdapterLayer):
         return args, {**kwargs, "hidden_states": self._run(h, h)}
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-        x = args[0] if args else kwargs.get("hidden_states")
+        x: Any = args[0] if args else kwargs.get("hidden_states")
         if isinstance(out, tuple):
             return (self._run(x, out[0]), *out[1:])
         return self._run(x, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ def weight_of(host: nn.Module, part: tuple[int, int]) -> tuple[Tensor, Tensor | 
         )
     weight = host.weight.data.T if isinstance(host, Conv1D) else host.weight.data
     i, n = part
-    bias = None if host.bias is None else host.bias.data.chunk(n)[i]
+    whole: Any = host.bias
+    bias = None if whole is None else whole.data.chunk(n)[i]
     return weight.chunk(n, 0)[i], bias
 
 
@@ -54,7 +56,7 @@ def add(
     w, b = weight_of(host, part)
     if bias is not None and b is None:
         raise UnsupportedError(
-            f"the {site} projection has no bias to merge one into; train with biases=False to merge on this architecture"
+            f"the {site} projection has no bias to merge one into; train with biases=False to merge on this backbone"
         )
     before = kept or Kept(w.clone(), None if b is None else b.clone())
     # Summed in the adapter's precision, rounded once.

@@ -41,7 +41,7 @@ class _Rows(Mapping[Site, Tensor]):
 
 @dataclass(eq=False)
 class Tap:
-    """Keeps what entered or left a place of the block now running. A bound method, not a closure: deepcopy rebinds it."""
+    """Keeps what entered or left a place of the block now running; a bound method, which deepcopy rebinds."""
 
     stack: Stack
     site: Site
@@ -258,7 +258,7 @@ class Stack(nn.Module):
         batch, length = lead.shape[:2]
         groups = None if self.request is None else self.request.groups(batch, lead.device)
         cache = self._cache(call, groups)
-        mask = call.get("attention_mask")
+        mask: Any = call.get("attention_mask")
         odd = torch.is_tensor(mask) and mask.dim() != 2
         self.frame = Frame(
             tokens=tokens,
@@ -280,8 +280,7 @@ class Stack(nn.Module):
         return ((), call) if changed or task_ids is not None or call.get("past_key_values") is not given else None
 
     def _cache(self, call: dict[str, Any], groups: tuple[Group, ...] | None) -> Any:
-        """The self-attention's cache; made here where the backbone would make one itself and a method keeps its memory
-        in it."""
+        """The self-attention's cache; made here where the backbone would make one and a method's memory lives in it."""
         if not self.anatomy.causal:
             return None
         given: Any = call.get("past_key_values")

@@ -122,8 +122,8 @@ def _check(stack: Stack, frame: Frame, call: Call) -> None:
     limit, asked = max_length(stack.config), frame.width + frame.length
     if limit is not None and asked > limit and not stack.anatomy.rotary:
         raise UnsupportedError(
-            f"{frame.length} tokens and {frame.width} prompt rows need {asked} positions; {stack.config.model_type} has "
-            f"{limit}, so the longest text is {limit - frame.width}"
+            f"{frame.length} tokens and {frame.width} prompt rows need {asked} positions; {stack.config.model_type} "
+            f"has {limit}, so the longest text is {limit - frame.width}"
         )
     if frame.odd_mask is not None:
         raise UnsupportedError(frame.odd_mask)
@@ -132,8 +132,8 @@ def _check(stack: Stack, frame: Frame, call: Call) -> None:
         return
     if bool((~mask[:, 0].bool()).any()):
         raise UnsupportedError(
-            f"{stack.config.model_type} counts positions by index, so padding on the left would stand between prompt and "
-            "text; set padding_side='right'"
+            f"{stack.config.model_type} counts positions by index, so padding on the left would stand between prompt "
+            "and text; set padding_side='right'"
         )
 
 
@@ -230,7 +230,7 @@ def _see_prompts_in_windows(stack: Stack, front: Front, call: Call) -> None:
     def touches_prompt(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k < width) | (q < width)
 
-    common = {
+    common: dict[str, Any] = {
         "config": stack.config,
         "inputs_embeds": call["inputs_embeds"],
         "attention_mask": call.get("attention_mask"),
