@@ -9,6 +9,7 @@ from typing import Any
 
 import peft
 import torch
+from loop import Plan
 from safetensors.torch import save_model
 from sets import Set
 from torch import Tensor, nn
@@ -76,6 +77,11 @@ def options(name: str, chosen: Set) -> dict[str, Any]:
     if name in FIVE:
         return _recipe(name, chosen).options
     return dict(LORA) if name == "lora" else {}
+
+
+def head_rate(chosen: Set) -> float:
+    """The learning rate of the head, which the recipes of a kind of task share, for every contender alike."""
+    return _recipe("pasta", chosen).training.head_learning_rate or Plan.head_rate
 
 
 def build(name: str, chosen: Set, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> Contender:

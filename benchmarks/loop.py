@@ -24,7 +24,7 @@ class Plan:
     epochs: int = 4
     batch_size: int = 16
     head_rate: float = 5e-3
-    """Of the linear head, as in the recipes; the learning rate of a run is that of all other tensors."""
+    """Of the linear head; a set's recipes say which. The learning rate of a run is that of all other tensors."""
     warmup: float = 0.06
     clip: float = 1.0
     precision: str = "bfloat16"

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from contenders import RATES, build, options
+from contenders import RATES, build, head_rate, options
 from loop import Loop, Plan
 from probe import Probe
 from sets import METRICS, Set, Sizes, load_set
@@ -70,7 +70,7 @@ class Measurement:
     def measure(self, chosen: Set) -> Iterator[list[Line]]:
         """The counted runs of each contender: two seeds at the chosen rate; one of the probe, which has no seed."""
         yield [self._probe(chosen)]
-        loop = Loop(self.plan, chosen, self.tokenizer)
+        loop = Loop(replace(self.plan, head_rate=head_rate(chosen)), chosen, self.tokenizer)
         for name, grid in RATES.items():
             tried = [self._run(loop, name, rate, 0) for rate in grid[: self.rates]]
             best = max(tried, key=lambda line: line["validation"])
