@@ -26,7 +26,10 @@ from attentune.predict import load_many, predict_many
 from attentune.training.train import train
 
 CHOICES = {"intent": "kernel_mix", "sentiment": "pasta", "answered": "tiny_attention", "entities": "prefix_propagation"}
-"""Task -> method: each of them in a place that suits it, and all in one batch afterwards."""
+"""Task -> method: four methods, all of them in one batch afterwards."""
+
+EPOCHS = {"intent": 8, "sentiment": 6, "answered": 6, "entities": 8}
+"""Fewer than the recipes' own, so that the whole of it ends in minutes on two cores."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,14 @@ class Asked:
     expected: str
 
 
-def train_all(output: Path, console: Console, **changes: Any) -> list[Line]:
+def train_all(output: Path, console: Console, epochs: int | None = None) -> list[Line]:
     """One adapter folder a task under `output`."""
     lines: list[Line] = []
     for task, method in CHOICES.items():
         console.print(f"{task}: training {method} ...")
-        result = train(str(path(task, "train").parent), method, output / task, report=_quiet, **changes)
+        result = train(
+            str(path(task, "train").parent), method, output / task, report=_quiet, epochs=epochs or EPOCHS[task]
+        )
         metric = result.card.task.main_metric
         run, weights = result.metrics["run"], result.folder / "adapter_model.safetensors"
         lines.append(
@@ -174,10 +179,10 @@ def main(arguments: list[str] | None = None) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("datasets").setLevel(logging.ERROR)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     console, begin = Console(), time.perf_counter()
     options.output.mkdir(parents=True, exist_ok=True)
-    lines = train_all(options.output, console, **({"epochs": options.epochs} if options.epochs else {}))
+    lines = train_all(options.output, console, options.epochs)
     asked, took = ask(options.output)
     show(lines, asked, took, console)
     seconds = time.perf_counter() - begin

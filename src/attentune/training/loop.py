@@ -4,14 +4,14 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -21,6 +21,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from attentune.errors import ConfigError
 from attentune.evaluation.metrics import Scores
@@ -146,6 +147,35 @@ def arguments(folder: Path, training: TrainingOptions, metric: str) -> TrainingA
     )
 
 
+class ByLength(Sampler[int]):
+    """Rows in an order where neighbours are of like length, another one each epoch.
+
+    On a CPU padding is what training waits for. Drawn from seed and epoch alone, so that a resumed run sees the same.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        draw = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=draw))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+
+class TaskTrainer(Trainer):
+    """The Trainer, with batches of rows of like length."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> ByLength:
+        examples = cast("Examples", self.train_dataset if train_dataset is None else train_dataset)
+        return ByLength([len(f) for f in examples.features], self.args.train_batch_size, self.args.seed)
+
+
 def build_trainer(
     *,
     model: PeftModel,
@@ -167,7 +197,7 @@ def build_trainer(
     def scores(prediction: EvalPrediction) -> Scores:
         return score_logits(task, cast("Any", prediction.predictions), features, rows)
 
-    trainer = Trainer(
+    trainer = TaskTrainer(
         model=cast("Any", model),
         args=args,
         data_collator=lambda batch: collate(task, batch, tokenizer),
