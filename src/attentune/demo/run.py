@@ -25,10 +25,10 @@ from attentune.demo import TASKS, path
 from attentune.predict import load_many, predict_many
 from attentune.training.train import train
 
-CHOICES = {"intent": "kernel_mix", "sentiment": "pasta", "answered": "tiny_attention", "entities": "prefix_propagation"}
+CHOICES = {"intent": "tiny_attention", "sentiment": "pasta", "answered": "kernel_mix", "entities": "prefix_propagation"}
 """Task -> method: four methods, all of them in one batch afterwards."""
 
-EPOCHS = {"intent": 8, "sentiment": 6, "answered": 6, "entities": 8}
+EPOCHS = {"intent": 6, "sentiment": 4, "answered": 4, "entities": 5}
 """Fewer than the recipes' own, so that the whole of it ends in minutes on two cores."""
 
 
@@ -97,6 +97,12 @@ def ask(output: Path, each: int = 3) -> tuple[list[Asked], float]:
         for (task, row), found in zip(rows, answers, strict=True)
     ]
     return asked, took
+
+
+def _precision() -> str:
+    """bfloat16 where the processor multiplies it natively; elsewhere it would be slower than float32."""
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return "bfloat16" if native is not None and native() else "float32"
 
 
 def _quiet(line: str) -> None:

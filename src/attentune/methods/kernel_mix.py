@@ -1,4 +1,4 @@
-"""Kernel-mix: kernel-wise adapters (Chen, Zeng, Ji, Yang, NAACL Findings 2022, arXiv:2205.03720).
+"""Kernel-mix: kernel-wise adapters (Chen et al., NAACL Findings 2022, arXiv:2205.03720).
 
 Self-attention is a kernel estimator, so every head h gets its own low-rank change, and a shared one is added:
 

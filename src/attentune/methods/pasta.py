@@ -1,4 +1,4 @@
-"""PASTA: special-token adaptation (Yang, Huang, Hsu, Ravikumar et al., EACL 2023, arXiv:2210.04382).
+"""PASTA: special-token adaptation (Yang, Huang, Zhou, Chen, EACL 2023, arXiv:2210.04382).
 
     h[b, t] <- h[b, t] + dropout(e[s])     for t the s-th special token of row b, before every block
 

@@ -1,4 +1,4 @@
-"""Prefix-propagation (Li, Aghazadeh, Wang, Jia, Kan et al., ACL 2023, arXiv:2305.12086), with the prefix-tuning and the
+"""Prefix-propagation (Li, Aitken, Bhambhoria, Zhu, ACL 2023, arXiv:2305.12086), with the prefix-tuning and the
 kernel form that its code compares with.
 
     propagate   m rows of zero word embedding stand in front; before every block  h[:, :m] <- h[:, :m] + dropout(P)

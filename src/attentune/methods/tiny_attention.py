@@ -1,4 +1,4 @@
-"""Tiny-attention adapter (Zhao, Tan, Xu, Zhao, Li, EMNLP 2022, arXiv:2211.01979).
+"""Tiny-attention adapter (Zhao, Tan, Mei, EMNLP 2022, arXiv:2211.01979).
 
 An attention of width a (often 1) inside every block, so that a position's edit depends directly on all other
 positions:
