@@ -177,10 +177,6 @@ class SiteTuner(BaseTuner):
 
     # --- the life of an adapter --------------------------------------------------------------------------------------
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter; nothing of it is left."""
-        super().delete_adapter(adapter_name)
-
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge into the base weights, all or nothing.
 

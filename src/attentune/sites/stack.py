@@ -86,7 +86,6 @@ class Stack(nn.Module):
         self.frame: Frame | None = None
         self.front: Front | None = None
         self.request: RowRequest | None = None
-        self.task_ids: Tensor | None = None
         self.source: Tensor | int | None = None
         """[B,T] which tokens are no answer, or how many at the start of every row."""
         self.layers: list[SiteLayer] = []
@@ -269,7 +268,7 @@ class Stack(nn.Module):
             causal=self.anatomy.causal,
             training=host.training,
             groups=groups,
-            task_ids=self.task_ids if task_ids is None else task_ids,
+            task_ids=task_ids,
             source=self._source(batch, length, lead.device),
             cache=cache,
             batch=batch,
