@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -60,26 +61,33 @@ class Runs:
         return json.loads(json.dumps(line))
 
 
-class Measurement:
-    """All contenders on some sets."""
+class UnfinishedError(Exception):
+    """A run that a report would need."""
 
-    def __init__(self, runs: Runs, plan: Plan, sizes: Sizes, rates: int, seeds: int) -> None:
+
+class Measurement:
+    """All contenders on some sets; `trains=False` reads the finished runs only."""
+
+    def __init__(self, runs: Runs, plan: Plan, sizes: Sizes, rates: int, seeds: int, trains: bool = True) -> None:
         self.runs, self.plan, self.sizes, self.rates, self.seeds = runs, plan, sizes, rates, seeds
+        self.trains = trains
         self.base, self.tokenizer = load_backbone("minilm", torch.float32), load_tokenizer("minilm")
 
     def measure(self, chosen: Set) -> Iterator[list[Line]]:
         """The counted runs of each contender: two seeds at the chosen rate; one of the probe, which has no seed."""
-        yield [self._probe(chosen)]
         loop = Loop(replace(self.plan, head_rate=head_rate(chosen)), chosen, self.tokenizer)
-        for name, grid in RATES.items():
-            tried = [self._run(loop, name, rate, 0) for rate in grid[: self.rates]]
-            best = max(tried, key=lambda line: line["validation"])
-            others = [self._run(loop, name, best["key"]["rate"], seed) for seed in range(1, self.seeds)]
-            yield [best, *others]
+        for name in ("probe", *RATES):
+            with suppress(UnfinishedError):
+                yield [self._probe(chosen)] if name == "probe" else self._seeds(loop, name)
+
+    def _seeds(self, loop: Loop, name: str) -> list[Line]:
+        tried = [self._run(loop, name, rate, 0) for rate in RATES[name][: self.rates]]
+        best = max(tried, key=lambda line: line["validation"])
+        return [best, *(self._run(loop, name, best["key"]["rate"], seed) for seed in range(1, self.seeds))]
 
     def _probe(self, chosen: Set) -> Line:
         key = {"set": chosen.name, "contender": "probe", "sizes": asdict(self.sizes), "max_length": chosen.max_length}
-        if done := self.runs.find(key):
+        if done := self._finished(key):
             return done
         start = time.process_time()
         result = asdict(Probe(chosen, self.base, self.tokenizer).run())
@@ -96,7 +104,7 @@ class Measurement:
             "max_length": loop.set.max_length,
             "plan": asdict(self.plan),
         }
-        if done := self.runs.find(key):
+        if done := self._finished(key):
             return done
         contender = build(name, loop.set, self.base, self.tokenizer, seed)
         parameters = contender.parameters
@@ -104,6 +112,12 @@ class Measurement:
         return self.runs.add(
             key, {**result, "bytes": contender.bytes(), "parameters": parameters, "metric": loop.set.metric}
         )
+
+    def _finished(self, key: dict[str, Any]) -> Line | None:
+        done = self.runs.find(key)
+        if done is None and not self.trains:
+            raise UnfinishedError
+        return done
 
 
 def where() -> dict[str, Any]:
@@ -129,7 +143,7 @@ def main() -> None:
         if arguments.quick:
             plan, sizes = replace(plan, epochs=1), Sizes(200, 100, 100)
             names, rates, seeds, output = ["intent"], 1, 1, Path(scratch) / "quick.jsonl"
-        measurement = Measurement(Runs(output), plan, sizes, rates, seeds)
+        measurement = Measurement(Runs(output), plan, sizes, rates, seeds, trains=not arguments.report)
         chosen = (load_set(name, arguments.data, sizes) for name in names)
         print(markdown([list(measurement.measure(one)) for one in chosen]))
 
@@ -144,6 +158,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rates", type=int, default=3, help="how many learning rates of each grid")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default=Plan.precision)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--report", action="store_true", help="train nothing, show what is finished")
     parser.add_argument("--quick", action="store_true", help="the demo's intent task, 200 rows, one epoch, one rate")
     arguments = parser.parse_args()
     if not arguments.quick and arguments.data is None:

@@ -24,8 +24,10 @@ SHOWN = {
 
 def markdown(sets: Sequence[Sequence[Counted]]) -> str:
     """The whole report."""
-    parts = [_set(runs) for runs in sets]
-    return "\n\n".join([*parts, _summary(sets), _conditions(sets[0][-1][0])])
+    begun = [runs for runs in sets if any("plan" in one[0]["key"] for one in runs)]
+    if not begun:
+        return "No contender is finished on any of these sets."
+    return "\n\n".join([*(_set(runs) for runs in begun), _summary(begun), _conditions(begun[0][-1][0])])
 
 
 def _set(runs: Sequence[Counted]) -> str:
@@ -58,7 +60,8 @@ def _row(runs: Counted) -> list[str]:
 
 
 def _summary(sets: Sequence[Sequence[Counted]]) -> str:
-    rows = [_against_lora({one[0]["key"]["contender"]: one for one in runs}) for runs in sets]
+    finished = [{one[0]["key"]["contender"]: one for one in runs} for runs in sets]
+    rows = [_against_lora(runs) for runs in finished if "lora" in runs and any(name in runs for name in FIVE)]
     head = [
         "set",
         "LoRA r=8",
@@ -75,7 +78,7 @@ def _summary(sets: Sequence[Sequence[Counted]]) -> str:
 
 
 def _against_lora(runs: dict[str, Counted]) -> list[str]:
-    lora, five = runs["lora"], [runs[name] for name in FIVE]
+    lora, five = runs["lora"], [runs[name] for name in FIVE if name in runs]
     best, top = (max(five, key=lambda one: _mean(one, split)) for split in ("validation", "test"))
     share = best[0]["bytes"] / lora[0]["bytes"]
     met = _mean(best, "test") >= _mean(lora, "test") and share < 1
