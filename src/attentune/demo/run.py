@@ -148,11 +148,11 @@ def _expected(row: dict[str, Any]) -> str:
 
 def show(lines: list[Line], asked: list[Asked], took: float, console: Console) -> None:
     """The two tables on the terminal."""
-    table = Table(title="Four tasks on one frozen MiniLM", show_edge=False)
+    table = Table(title="Four tasks on one frozen MiniLM (baseline: bag of words)", show_edge=False)
     for name in ("task", "method", "metric"):
-        table.add_column(name)
-    for name in ("score", "bag of words", "kilobytes", "seconds"):
-        table.add_column(name, justify="right")
+        table.add_column(name, no_wrap=True)
+    for name in ("score", "baseline", "kB", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
     for x in lines:
         numbers = (f"{x.score:.3f}", f"{x.baseline:.3f}", f"{x.kilobytes:.1f}", f"{x.seconds:.0f}")
         table.add_row(x.task, x.method, x.metric, *numbers)
