@@ -13,7 +13,7 @@ from test_train import rows_of
 from transformers import AutoModel, AutoTokenizer
 
 from attentune.cli import app, main
-from attentune.methods import METHODS
+from attentune.methods import BUILT_IN, METHODS
 
 SETTINGS = ("--set", "epochs=1", "--set", "max_length=24")
 
@@ -224,4 +224,4 @@ def test_python_dash_m() -> None:
         [sys.executable, "-m", "attentune.cli", "methods", "--json"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)) == len(METHODS)
+    assert len(json.loads(done.stdout)) == len(BUILT_IN)

@@ -48,6 +48,8 @@ def test_bfloat16_base_with_float32_adapters(form: Form, kind: str) -> None:
         assert distance(out, answer(adapted(form, kind), batch)) < 3 * bare + 0.05
 
 
+# torch's compiler still uses a deprecated part of torch, below transformers' masks and in its own code generator.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(("form", "kind"), COMPILED)
 def test_compiles_without_graph_breaks(form: Form, kind: str) -> None:
     torch.compiler.reset()
@@ -57,7 +59,6 @@ def test_compiles_without_graph_breaks(form: Form, kind: str) -> None:
     torch.testing.assert_close(answer(compiled, batch), expected, atol=1e-5, rtol=1e-5)
 
 
-# torch's own code generator still uses a deprecated part of torch.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("form", ONE_A_METHOD, ids=lambda form: form.method)
 def test_inductor(form: Form) -> None:
