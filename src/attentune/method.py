@@ -276,8 +276,6 @@ class Method:
     """Its edits use `frame.recall`: what earlier positions left is needed while decoding."""
     frozen: Callable[[Any], tuple[str, ...]] = lambda cfg: ()
     """Tensors that are saved but not trained."""
-    silent: tuple[str, ...] = ()
-    """Trained tensors that may have a zero gradient, with the reason in the method's file."""
     resolve: Callable[[Any, Dims], None] = lambda cfg, dims: None
     """Fill the config's `None`s from the backbone, in place; raise UnsupportedError where the method cannot act."""
     position_shift: Callable[[Any], int] = lambda cfg: 0
@@ -300,10 +298,6 @@ class Method:
     def __reduce__(self) -> Any:
         # Copies of a model (deepcopy, pickle) share the one record of a method.
         return _registered, (self.name,)
-
-    def tensors(self, cfg: Any, dims: Dims) -> dict[Site, dict[str, Tensor]]:
-        """Start values of every site, a block's sites once."""
-        return {site: self.init(cfg, site, dims) for site in self.sites_of(cfg)}
 
 
 METHODS: dict[str, Method] = {}
