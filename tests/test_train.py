@@ -224,7 +224,8 @@ def test_two_processes_write_one_adapter(tiny_bert: Path, tmp_path: Path) -> Non
     splits = {"train": rows_of("tagging", 37), "validation": rows_of("tagging", 9, seed=1)}
     for name, rows in splits.items():
         (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    # --multi_gpu is accelerate's word for its one launcher of several processes; without a GPU they talk over gloo.
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0)
     command = ("-m", "attentune.cli", "train", tmp_path / "data", "--output", tmp_path / "a", "--backbone", tiny_bert)
     done = in_subprocess(*launch, *command, "--set", "epochs=2", "--set", "batch_size=4", "--json")
     assert done.returncode == 0, done.stderr
