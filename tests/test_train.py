@@ -49,7 +49,15 @@ def rows_of(kind: str, count: int = 32, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-FOLDER = {"adapter_config.json", "adapter_model.safetensors", "task.json", "recipe.toml", "metrics.json", "README.md"}
+FOLDER = {
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "task.json",
+    "recipe.toml",
+    "metrics.json",
+    "log.jsonl",
+    "README.md",
+}
 KINDS = ("classification", "pair", "multilabel", "regression", "tagging")
 
 

@@ -5,6 +5,7 @@
     task.json                   the task card: all that prediction needs besides
     recipe.toml                 how it was made
     metrics.json                how good it is
+    log.jsonl                   how training went, a line an evaluation
     README.md                   the model card
 
 There is never a pickle in it. It is written beside its place and renamed, so that a kill leaves the old folder or the
@@ -25,7 +26,7 @@ from attentune.tasks import Task, task_from_card
 from attentune.tasks.columns import Columns
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "task.json"
-RECIPE, METRICS, README = "recipe.toml", "metrics.json", "README.md"
+RECIPE, METRICS, LOG, README = "recipe.toml", "metrics.json", "log.jsonl", "README.md"
 FORMAT = 1
 
 
@@ -109,7 +110,9 @@ class Stored:
     recipe: str
 
 
-def write(folder: str | Path, model: Saves, card: TaskCard, recipe: str, metrics: Mapping[str, Any]) -> Path:
+def write(
+    folder: str | Path, model: Saves, card: TaskCard, recipe: str, metrics: Mapping[str, Any], log: str = ""
+) -> Path:
     """Write an adapter folder; an older one at the same place is replaced.
 
     Raises:
@@ -123,6 +126,8 @@ def write(folder: str | Path, model: Saves, card: TaskCard, recipe: str, metrics
     (fresh / CARD).write_text(card.to_json(), encoding="utf-8")
     (fresh / RECIPE).write_text(recipe, encoding="utf-8")
     (fresh / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    if log:
+        (fresh / LOG).write_text(log, encoding="utf-8")
     # safetensors writes for its owner only; the adapter is for whom the rest of the folder is for.
     (fresh / WEIGHTS).chmod((fresh / CARD).stat().st_mode)
     (fresh / README).write_text(model_card(card, metrics, (fresh / WEIGHTS).stat().st_size), encoding="utf-8")

@@ -20,6 +20,9 @@ def train_command(
     task: Annotated[str | None, typer.Option(help="classification, pair, multilabel, regression or tagging.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="The text column; twice for a pair.")] = None,
     label: Annotated[str | None, typer.Option(help="The column to learn.")] = None,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="Follow the run in tensorboard, wandb or mlflow; repeatable.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill.")] = False,
     json: show.Json = False,
 ) -> None:
@@ -44,6 +47,7 @@ def train_command(
         label=label,
         resume=resume,
         report=(lambda line: None) if json else show.progress,
+        **({"report_to": report_to} if report_to else {}),
         **parse_set(changes or []),
     )
     if json:

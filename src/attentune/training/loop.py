@@ -30,6 +30,7 @@ from attentune.tasks import Features, Task
 from attentune.tasks.sources import Row
 from attentune.tasks.task import collate
 from attentune.training.recipe import TrainingOptions
+from attentune.training.trackers import RunLog, check_trackers
 
 
 class Checkpoints:
@@ -104,8 +105,8 @@ class Reporter(TrainerCallback):
             )
 
 
-def arguments(folder: Path, training: TrainingOptions, metric: str) -> TrainingArguments:
-    """Our options as the Trainer's."""
+def arguments(folder: Path, training: TrainingOptions, metric: str, name: str | None = None) -> TrainingArguments:
+    """Our options as the Trainer's; trackers show the run under `name`."""
     rhythm = "steps" if training.eval_steps else "epoch"
     every = training.eval_steps or 1
     cuda = torch.cuda.is_available()
@@ -143,7 +144,8 @@ def arguments(folder: Path, training: TrainingOptions, metric: str) -> TrainingA
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=cuda,
         disable_tqdm=True,
-        report_to=[],
+        report_to=check_trackers(training.report_to),
+        run_name=name,
     )
 
 
@@ -206,7 +208,10 @@ def build_trainer(
         compute_loss_func=loss,
         compute_metrics=cast("Any", scores),
         optimizers=(optimiser(model, training), cast("Any", None)),
-        callbacks=[Reporter(report, cast("str", args.metric_for_best_model))],
+        callbacks=[
+            Reporter(report, cast("str", args.metric_for_best_model)),
+            RunLog(Path(cast("str", args.output_dir))),
+        ],
     )
     trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)

@@ -24,6 +24,7 @@ from attentune.model import TaskModel
 from attentune.store import Backbone, TaskCard
 from attentune.tasks import Data, Features, Task, load_data, task_of
 from attentune.tasks.sources import Source
+from attentune.training import trackers
 from attentune.training.baseline import baseline
 from attentune.training.loop import Checkpoints, arguments, build_trainer, evaluate
 from attentune.training.recipe import Recipe, method_options, read_recipe, recipe_of, shipped_recipe
@@ -91,10 +92,11 @@ def train(
         tokenizer=tokenizer,
         train=features["train"],
         validation=(features["validation"], rows.validation),
-        args=arguments(checkpoints.folder, chosen.training, metric),
+        args=arguments(checkpoints.folder, chosen.training, metric, target.name),
         training=chosen.training,
         report=report,
     )
+    trackers.attach(trainer, target)
     done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
     metrics: dict[str, Any] = {
         name: evaluate(trainer, learned, features[name], getattr(rows, name))
@@ -111,8 +113,10 @@ def train(
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         }
         finish(model, origin.id)
-        store.write(target, cast("store.Saves", model), card, chosen.to_toml(), metrics)
+        log = (checkpoints.folder / store.LOG).read_text(encoding="utf-8")
+        store.write(target, cast("store.Saves", model), card, chosen.to_toml(), metrics, log)
         checkpoints.remove()
+    trackers.detach(trainer)
     trainer.accelerator.wait_for_everyone()
     return Result(target, card, metrics, rows.notes)
 
