@@ -20,6 +20,7 @@ PUBLIC = {
     "TaskModel",
     "TinyAttentionConfig",
     "__version__",
+    "lengthen",
     "load",
     "predict_many",
     "register",

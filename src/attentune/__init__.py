@@ -21,6 +21,7 @@ from attentune.model import TaskModel
 from attentune.tuner import register
 
 if TYPE_CHECKING:
+    from attentune.longformer import lengthen
     from attentune.predict import load, predict_many
     from attentune.training.train import train
 
@@ -40,6 +41,7 @@ __all__ = [
     "TaskModel",
     "TinyAttentionConfig",
     "__version__",
+    "lengthen",
     "load",
     "predict_many",
     "register",
@@ -50,7 +52,12 @@ for _method in BUILT_IN:
     register(_method)
 
 # What trains and predicts imports datasets and Trainer, seconds that a server or a plain peft user need not spend.
-_LAZY = {"load": "attentune.predict", "predict_many": "attentune.predict", "train": "attentune.training.train"}
+_LAZY = {
+    "lengthen": "attentune.longformer",
+    "load": "attentune.predict",
+    "predict_many": "attentune.predict",
+    "train": "attentune.training.train",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -74,7 +74,7 @@ def load_backbone(name: str, dtype: torch.dtype | None = None) -> PreTrainedMode
         config = AutoConfig.from_pretrained(where)
         if config.model_type == "big_bird":
             config.attention_type = "original_full"
-        with _quiet():
+        with quiet():
             model = AutoModel.from_pretrained(where, config=config, dtype=dtype or "auto")
     except (OSError, ValueError) as error:
         raise ConfigError(
@@ -129,7 +129,8 @@ def revision(model: PreTrainedModel) -> str | None:
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
+def quiet() -> Generator[None]:
+    """Without the progress bars of transformers."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from attentune.cli import inspect, merge, predict, train
+from attentune.cli import inspect, lengthen, merge, predict, train
 from attentune.errors import AttentuneError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("predict")(predict.predict_command)
 app.command("methods")(inspect.methods_command)
 app.command("anatomy")(inspect.anatomy_command)
 app.command("merge")(merge.merge_command)
+app.command("lengthen")(lengthen.lengthen_command)
 
 __all__ = ["app", "main"]
 
