@@ -25,10 +25,11 @@ LAYERS = {
     "attentune.predict": 6,
     "attentune.store": 5,
     "attentune.training": 7,
-    "attentune.cli": 8,
-    "attentune.demo.run": 8,
-    "attentune": 9,  # the public names; no file inside may import them
-    "attentune.__main__": 9,
+    "attentune.comparison": 8,
+    "attentune.cli": 9,
+    "attentune.demo.run": 9,
+    "attentune": 10,  # the public names; no file inside may import them
+    "attentune.__main__": 10,
 }
 
 

@@ -1,0 +1,111 @@
+"""The pool: every item once, results as they finish, in one process, several, or a Ray cluster."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from attentune.comparison import pool
+from attentune.errors import AttentuneError, ConfigError, DataError
+
+
+def square(x: int) -> tuple[int, int]:
+    return x * x, os.getpid()
+
+
+def meet(folder: str) -> int:
+    """Ends only when two processes are at it at the same time."""
+    if not Path(folder).is_dir():
+        raise DataError(folder)
+    (Path(folder) / str(os.getpid())).touch()
+    until = time.monotonic() + 60
+    while len(list(Path(folder).iterdir())) < 2:
+        assert time.monotonic() < until, "nobody came"
+        time.sleep(0.02)
+    return os.getpid()
+
+
+def fail(x: int) -> int:
+    raise ConfigError(f"{x} cannot be meant")
+
+
+def die(x: int) -> int:
+    os._exit(x)
+
+
+def test_one_worker_is_this_process_and_takes_items_when_it_needs_them() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for x in range(4):
+            taken.append(x)
+            yield x
+
+    results = pool.map(square, items())
+    assert next(results) == (0, (0, os.getpid()))
+    assert taken == [0]
+    assert [(x, y) for x, (y, _) in results] == [(1, 1), (2, 4), (3, 9)]
+
+
+def test_two_processes_work_at_the_same_time(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    found = {process for _, process in pool.map(meet, [folder, folder], workers=2)}
+    assert len(found) == 2
+    assert os.getpid() not in found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_later_items_may_wait_for_results(workers: int) -> None:
+    waiting = [2, 3]
+    seen: list[int] = []
+
+    def ask() -> int | None:
+        """The squares of the first items are items too."""
+        return waiting.pop(0) if waiting else None
+
+    for _, (y, _) in pool.drain(square, ask, workers):
+        seen.append(y)
+        if y < 10:
+            waiting.append(y)
+    assert sorted(seen) == [4, 9, 16, 81]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_come_through(workers: int) -> None:
+    with pytest.raises(ConfigError, match="7 cannot be meant"):
+        list(pool.map(fail, [7], workers))
+
+
+def test_a_dead_worker_is_a_sentence() -> None:
+    with pytest.raises(AttentuneError, match="a worker process died"):
+        list(pool.map(die, [1], workers=2))
+
+
+def test_refusals() -> None:
+    with pytest.raises(ConfigError, match="at least one worker"):
+        list(pool.map(square, [1], workers=0))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own threads and sockets, at its start and end
+def test_a_ray_cluster_of_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # of the workers, which import this file
+    waiting, found = [str(tmp_path), str(tmp_path)], set[int]()
+
+    def ask() -> str | None:
+        if not waiting and len(found) == 2:
+            return "no folder"
+        return waiting.pop() if waiting else None
+
+    results = pool.drain(meet, ask, workers=2, ray_address="local")
+    found.update(process for _, process in islice(results, 2))
+    assert len(found) == 2
+    assert os.getpid() not in found
+    with pytest.raises(DataError, match="no folder"):
+        next(results)
