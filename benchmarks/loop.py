@@ -87,7 +87,7 @@ class Loop:
             batch = collate(self.set.task, part, self.tokenizer)
             batch.pop("labels")
             logits = self._logits(model, batch).float().numpy()
-            return logits_by_row(logits, part, [self.set.task] * len(part))
+            return logits_by_row(logits, part, self.set.task)
 
         with torch.inference_mode():
             logits = in_batches(features, len, answer, 64)

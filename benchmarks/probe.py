@@ -56,7 +56,7 @@ class Probe:
         """[D] a row, or [T,D] for tags."""
 
         def read(part: Sequence[Features]) -> list[NDArray[Any]]:
-            batch = pad_inputs(part, self.tokenizer)
+            batch = pad_inputs([f.sequences[0] for f in part], self.tokenizer)
             states = States(self.base(**batch).last_hidden_state, batch["attention_mask"], None, None)
             return list((states.last if pooling == "token" else states.pooled(pooling, None)).numpy())
 

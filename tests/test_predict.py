@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import attentune
 from attentune.errors import ConfigError, DataError, StoreError
-from attentune.predict import in_batches, load_many, logits_by_row, predict_many
+from attentune.predict import in_batches, load_many, logits_by_row, logits_by_sequence, predict_many
 from attentune.tasks import Classification, Features, Tagging
 from attentune.training.train import train
 
@@ -185,15 +185,16 @@ def test_results_keep_the_order_of_the_items() -> None:
 
 def test_padded_logits_become_rows() -> None:
     sequence, token = Classification(("a", "b", "c")), Tagging(("O", "B-X"))
-    short, long = Features({"input_ids": [1, 2]}), Features({"input_ids": [1, 2, 3]})
+    short, long = {"input_ids": [1, 2]}, {"input_ids": [1, 2, 3]}
     z = np.arange(2 * 3 * 4.0).reshape(2, 3, 4)
-    of_text, of_words = logits_by_row(z, [short, long], [sequence, token])
+    of_text, of_words = logits_by_sequence(z, [short, long], [sequence, token])
     assert of_text.tolist() == [0, 1, 2]
     assert of_words.tolist() == [[12, 13], [16, 17], [20, 21]]
-    assert [row.tolist() for row in logits_by_row(z[:, 0], [short, long], [sequence, sequence])] == [
-        [0, 1, 2],
-        [12, 13, 14],
-    ]
+    of_texts = logits_by_sequence(z[:, 0], [short, long], [sequence, sequence])
+    assert [row.tolist() for row in of_texts] == [[0, 1, 2], [12, 13, 14]]
+    features = [Features((short,)), Features((long,))]
+    assert [row.tolist() for row in logits_by_row(z[:, 0], features, sequence)] == z[:, 0].tolist()
+    assert [row.tolist() for row in logits_by_row(z, features, token)] == [z[0, :2].tolist(), z[1].tolist()]
 
 
 def test_the_tokenizer_side_of_padding_does_not_matter(

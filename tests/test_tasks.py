@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from attentune.errors import ConfigError, StoreError
 from attentune.tasks import KINDS, Classification, MultiLabel, Regression, Tagging, Task, task_from_card, task_of
 from attentune.tasks.data import load_data
-from attentune.tasks.task import collate
+from attentune.tasks.task import collate, pack
 
 TASKS: list[Task] = [
     Classification(("no", "yes"), pair=True),
@@ -52,7 +52,7 @@ def test_texts_become_features(tokenizer: PreTrainedTokenizerBase) -> None:
     task = Classification(("neg", "pos"))
     rows = [{"text": "good film", "label": "pos"}, {"text": "the a " * 10}, {"text": "the a the a the a"}]
     long, cut, exact = task.encode(tokenizer, rows, max_length=8)
-    assert tokenizer.convert_ids_to_tokens(long.inputs["input_ids"]) == ["[CLS]", "good", "film", "[SEP]"]
+    assert tokenizer.convert_ids_to_tokens(long.sequences[0]["input_ids"]) == ["[CLS]", "good", "film", "[SEP]"]
     assert (long.target, cut.target) == (1, None)
     assert [f.truncated for f in (long, cut, exact)] == [False, True, False]
     assert [len(f) for f in (long, cut, exact)] == [4, 8, 8]
@@ -62,8 +62,9 @@ def test_texts_become_features(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_pairs_have_two_segments(tokenizer: PreTrainedTokenizerBase) -> None:
     task = Classification(("neg", "pos"), pair=True)
     (features,) = task.encode(tokenizer, [{"text": "good", "text_pair": "bad film"}], max_length=10)
-    assert tokenizer.convert_ids_to_tokens(features.inputs["input_ids"]) == "[CLS] good [SEP] bad film [SEP]".split()
-    assert features.inputs["token_type_ids"] == [0, 0, 0, 1, 1, 1]
+    (sequence,) = features.sequences
+    assert tokenizer.convert_ids_to_tokens(sequence["input_ids"]) == "[CLS] good [SEP] bad film [SEP]".split()
+    assert sequence["token_type_ids"] == [0, 0, 0, 1, 1, 1]
 
 
 def test_collate_pads_at_the_right(tiny_bert: Path) -> None:
@@ -79,6 +80,18 @@ def test_collate_pads_at_the_right(tiny_bert: Path) -> None:
     tokenizer.pad_token = None
     with pytest.raises(ConfigError, match="no padding token"):
         collate(task, task.encode(tokenizer, rows, 8), tokenizer)
+
+
+def test_sequences_of_a_row_are_packed_one_after_the_other() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
+    rows = torch.tensor([0, 0, 1])
+    z = torch.arange(3 * 3 * 2.0).reshape(3, 3, 2)
+    least = torch.finfo(z.dtype).min
+    assert pack(z, mask, rows).tolist() == [
+        [*z[0, :2].tolist(), *z[1].tolist()],
+        [z[2, 0].tolist(), *[[least, least]] * 4],
+    ]
+    assert pack(z[:, 0], mask, rows).tolist() == [z[:2, 0].tolist(), [z[2, 0].tolist(), [least, least]]]
 
 
 def test_losses_are_means_of_rows() -> None:

@@ -23,7 +23,7 @@ def logits_of(tags: list[int | None]) -> np.ndarray:
 def test_first_token_of_a_word_has_its_tag(tokenizer: PreTrainedTokenizerBase) -> None:
     row = {"tokens": ["Anna", "visits", "unseenly", "Paris", "."], "tags": ["B-PER", "O", "I-LOC", "B-LOC", "O"]}
     (features,) = TASK.encode(tokenizer, [row], 20)
-    tokens = tokenizer.convert_ids_to_tokens(features.inputs["input_ids"])
+    tokens = tokenizer.convert_ids_to_tokens(features.sequences[0]["input_ids"])
     assert tokens == ["[CLS]", "Anna", "visits", "un", "##seen", "##ly", "Paris", ".", "[SEP]"]
     assert features.target == [-100, 3, 0, 2, -100, -100, 1, 0, -100]
     assert [word.position for word in features.words] == [1, 2, 3, 6, 7]

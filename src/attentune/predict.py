@@ -6,6 +6,7 @@ The same few functions serve validation while training (`logits_by_row`), one lo
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -25,7 +26,7 @@ from attentune.tasks import Answer, Features, Task
 from attentune.tasks.data import load_rows
 from attentune.tasks.rows import check_known
 from attentune.tasks.sources import Row, Source
-from attentune.tasks.task import Logits, pad_inputs
+from attentune.tasks.task import Inputs, Logits, pad_inputs
 
 Input = str | Sequence[str] | Row
 """A text, a pair of texts, a list of words (tagging), or a row with the columns of training."""
@@ -36,7 +37,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Job:
-    """One row of a batch: what goes in, and by which task it is answered."""
+    """One row: what goes in, and by which task it is answered."""
 
     features: Features
     task: str
@@ -72,21 +73,27 @@ class Predictor:
         return self.cards[task]
 
     def answer(self, jobs: Sequence[Job], batch_size: int) -> list[Answer]:
-        """Run the jobs and decode each by its own task, with its own temperature."""
-        logits = in_batches(jobs, lambda job: len(job.features), self._run, batch_size)
-        return [
-            self.cards[job.task].task.decode([z], [job.features], self.cards[job.task].temperature)[0]
-            for job, z in zip(jobs, logits, strict=True)
-        ]
+        """Run the jobs and decode each by its own task, with its own temperature.
 
-    def _run(self, jobs: Sequence[Job]) -> list[Logits]:
+        A batch is of `batch_size` sequences: one row with many is spread over batches, and its neighbours share them.
+        """
+        pieces = [(sequence, job.task) for job in jobs for sequence in job.features.sequences]
+        logits = iter(in_batches(pieces, lambda piece: len(piece[0]["input_ids"]), self._run, batch_size))
+        return [self._decode(job, list(islice(logits, len(job.features.sequences)))) for job in jobs]
+
+    def _decode(self, job: Job, logits: Sequence[Logits]) -> Answer:
+        card = self.cards[job.task]
+        return card.task.decode([joined(logits, card.task)], [job.features], card.temperature)[0]
+
+    def _run(self, pieces: Sequence[tuple[Inputs, str]]) -> list[Logits]:
         device = next(self.model.parameters()).device
-        inputs = {k: v.to(device) for k, v in pad_inputs([job.features for job in jobs], self.tokenizer).items()}
-        names = [self._names[job.task] for job in jobs]
+        sequences = [sequence for sequence, _ in pieces]
+        inputs = {k: v.to(device) for k, v in pad_inputs(sequences, self.tokenizer).items()}
+        names = [self._names[task] for _, task in pieces]
         with torch.inference_mode():
             logits: Tensor = self.model(**inputs, adapter_names=names).logits
-        tasks = [self.cards[job.task].task for job in jobs]
-        return logits_by_row(logits.float().cpu().numpy(), [job.features for job in jobs], tasks)
+        tasks = [self.cards[task].task for _, task in pieces]
+        return logits_by_sequence(logits.float().cpu().numpy(), sequences, tasks)
 
 
 class Adapter:
@@ -207,18 +214,32 @@ def in_batches(
     return [results[i] for i in range(len(items))]
 
 
-def logits_by_row(logits: np.ndarray[Any, Any], features: Sequence[Features], tasks: Sequence[Task]) -> list[Logits]:
-    """Logits of a batch, [B,C] or [B,T,C], padded -> each row's own: [C], or [T,C] for a task on tokens.
+def logits_by_sequence(logits: Logits, sequences: Sequence[Inputs], tasks: Sequence[Task]) -> list[Logits]:
+    """Logits of a mixed batch, [S,C] or [S,T,C], padded -> each sequence's own: [C], or [T,C] for a task on tokens.
 
-    In a batch that mixes both, a row for the whole text stands at position 0.
+    In a batch that has both, a sequence for the whole text stands at position 0.
     """
-    rows: list[Logits] = []
-    for z, f, task in zip(logits, features, tasks, strict=True):
+    found: list[Logits] = []
+    for z, sequence, task in zip(logits, sequences, tasks, strict=True):
         if task.head == "token":
-            rows.append(z[: len(f), : task.num_outputs])
+            found.append(z[: len(sequence["input_ids"]), : task.num_outputs])
         else:
-            rows.append((z[0] if z.ndim == 2 else z)[: task.num_outputs])
-    return rows
+            found.append((z[0] if z.ndim == 2 else z)[: task.num_outputs])
+    return found
+
+
+def joined(logits: Sequence[Logits], task: Task) -> Logits:
+    """Logits of a row's sequences -> the row's, laid out as `pack` does."""
+    if not task.several:
+        return logits[0]
+    return np.concatenate(logits) if task.head == "token" else np.stack(logits)
+
+
+def logits_by_row(logits: Logits, features: Sequence[Features], task: Task) -> list[Logits]:
+    """Logits of rows of one task, [B,C] or [B,L,C], padded -> each row's own: [C] or [L,C]."""
+    if task.head == "token":
+        return [z[: len(f)] for z, f in zip(logits, features, strict=True)]
+    return [z[: len(f.sequences)] if task.several else z for z, f in zip(logits, features, strict=True)]
 
 
 def unlabelled(row: Row) -> Row:

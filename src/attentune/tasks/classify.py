@@ -36,7 +36,7 @@ class TextTask(Task):
         cut = self._cut(tokenizer, rows, [i for i, n in enumerate(lengths) if n >= max_length], max_length)
         return [
             Features(
-                inputs={name: list(encoded[name][i]) for name in encoded},
+                ({name: list(encoded[name][i]) for name in encoded},),
                 target=self.target(row["label"]) if "label" in row else None,
                 truncated=i in cut,
             )

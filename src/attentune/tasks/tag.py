@@ -21,7 +21,7 @@ from attentune.evaluation import metrics
 from attentune.evaluation.metrics import Scores
 from attentune.evaluation.probabilities import softmax
 from attentune.tasks.sources import Row
-from attentune.tasks.task import IGNORED, Answer, Features, Logits, Task, Word, padded
+from attentune.tasks.task import IGNORED, Answer, Features, Inputs, Logits, Task, Word, padded
 
 WORD = re.compile(r"(?:[^\W\d_]\.){2,}|\w+(?:[-.,:'’&@/]\w+)*|\S")
 """A word of plain text: an abbreviation with dots, letters and digits with inner marks, or one other sign."""
@@ -59,9 +59,7 @@ class Tagging(Task):
             for i, row in enumerate(rows)
         ]
 
-    def _features(
-        self, row: Row, inputs: dict[str, list[int]], offsets: Sequence[tuple[int, int]], max_length: int
-    ) -> Features:
+    def _features(self, row: Row, inputs: Inputs, offsets: Sequence[tuple[int, int]], max_length: int) -> Features:
         words = align(word_spans(row), offsets)
         target = None
         if "tags" in row:
@@ -71,7 +69,7 @@ class Tagging(Task):
                     target[word.position] = self.labels.index(tag)
         read = max((end for _, end in offsets), default=0)
         cut = len(offsets) >= max_length and bool(words) and words[-1].end > read
-        return Features(inputs, target, truncated=cut, words=words)
+        return Features((inputs,), target, truncated=cut, words=words)
 
     def target_tensor(self, targets: Sequence[list[int]], length: int) -> Tensor:
         """-> [B,T] tag numbers, -100 where no word begins."""

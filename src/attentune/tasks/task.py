@@ -1,6 +1,9 @@
 """What a task is: rows -> features -> (logits) -> loss and answers -> scores. Knows no method and no backbone.
 
-Letters: B rows, T positions, C outputs of the head.
+A row is one sequence of tokens for most tasks, and several for some (the windows of a context, the choices of a
+question). The model runs on sequences; loss, answers and scores are of rows.
+
+Letters: B rows, S sequences of them, T positions, C outputs of the head, L places of a row: see `pack`.
 """
 
 from abc import ABC, abstractmethod
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from attentune.errors import ConfigError
@@ -20,21 +24,23 @@ from attentune.tasks.sources import Row
 
 Answer = dict[str, Any]
 Logits = NDArray[np.floating]
+Inputs = dict[str, list[int]]
+"""One sequence for the model: its ids, mask and what else the tokenizer gives, T numbers each."""
 IGNORED = -100
 """The target of a position that has no label; the number that torch and transformers skip."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """One row for the model: `inputs` of T ids each; the target of a labelled row; the words of a tagged row."""
+    """One row for the model: its sequences; the target of a labelled row; the words of a tagged row."""
 
-    inputs: dict[str, list[int]]
+    sequences: tuple[Inputs, ...]
     target: Any = None
     truncated: bool = False
     words: tuple["Word", ...] = ()
 
     def __len__(self) -> int:
-        return len(self.inputs["input_ids"])
+        return sum(len(sequence["input_ids"]) for sequence in self.sequences)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Task(ABC):
 
     kind: ClassVar[str]
     head: ClassVar[Literal["sequence", "token"]] = "sequence"
+    several: ClassVar[bool] = False
+    """Whether a row may be several sequences: its logits are then packed, [L,C] with either head."""
     labels: tuple[str, ...]
     pair: bool
 
@@ -71,11 +79,11 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Logits [B,C] or [B,T,C], targets as `target_tensor` made them -> loss [B], a mean over what a row labels."""
+        """Logits [B,C] or [B,L,C], targets as `target_tensor` made them -> loss [B], a mean over what a row labels."""
 
     @abstractmethod
     def decode(self, logits: Sequence[Logits], features: Sequence[Features], temperature: float = 1.0) -> list[Answer]:
-        """logits, one array [C] or [T,C] a row, and their features -> answers."""
+        """logits, one array [C] or [L,C] a row, and their features -> answers."""
 
     @abstractmethod
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
@@ -83,7 +91,7 @@ class Task(ABC):
 
     @abstractmethod
     def target_tensor(self, targets: Sequence[Any], length: int) -> Tensor:
-        """Targets of B rows -> one tensor; those of tokens are padded to `length`."""
+        """Targets of B rows -> one tensor; those of tokens are padded to `length`, the most tokens of a row."""
 
     @abstractmethod
     def to_card(self) -> dict[str, Any]:
@@ -96,20 +104,39 @@ class Task(ABC):
 
 
 def collate(task: Task, features: Sequence[Features], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """Features -> one batch [B,T] of every input, padded at the right, and `labels` when all rows have a target."""
-    batch = pad_inputs(features, tokenizer)
+    """Features -> one batch [S,T] of every input, padded at the right, and `labels` when all rows have a target.
+
+    Where rows may be several sequences, `rows` [S] numbers the row of each; `pack` wants it.
+    """
+    batch = pad_inputs([sequence for f in features for sequence in f.sequences], tokenizer)
+    if task.several:
+        batch["rows"] = torch.tensor([i for i, f in enumerate(features) for _ in f.sequences])
     if all(f.target is not None for f in features):
-        batch["labels"] = task.target_tensor([f.target for f in features], batch["input_ids"].shape[1])
+        batch["labels"] = task.target_tensor([f.target for f in features], max(map(len, features)))
     return batch
 
 
-def pad_inputs(features: Sequence[Features], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """Features -> one batch [B,T] of every input, padded at the right whatever side the tokenizer prefers."""
-    length = max(map(len, features))
+def pad_inputs(sequences: Sequence[Inputs], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """Sequences -> one batch [S,T] of every input, padded at the right whatever side the tokenizer prefers."""
+    length = max(len(sequence["input_ids"]) for sequence in sequences)
     return {
-        name: torch.tensor([padded(f.inputs[name], length, _padding(name, tokenizer)) for f in features])
-        for name in features[0].inputs
+        name: torch.tensor([padded(s[name], length, _padding(name, tokenizer)) for s in sequences])
+        for name in sequences[0]
     }
+
+
+def pack(logits: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+    """Logits of S sequences, [S,C] or [S,T,C] -> of their B rows, sequence after sequence: [B,L,C].
+
+    `mask` [S,T] is 0 where a sequence is padded, `rows` [S] numbers the row of each, rising. A row has a place for each
+    of its sequences, or for each of their tokens; what it has less than L is filled with the dtype's minimum, which
+    no softmax sees.
+    """
+    if logits.dim() == 3:
+        real = mask.bool()
+        logits, rows = logits[real], rows[:, None].expand_as(real)[real]
+    parts = list(torch.split(logits, torch.bincount(rows).tolist()))
+    return pad_sequence(parts, batch_first=True, padding_value=torch.finfo(logits.dtype).min)
 
 
 def padded(values: Sequence[int], length: int, value: int) -> list[int]:

@@ -28,7 +28,7 @@ from attentune.evaluation.metrics import Scores
 from attentune.predict import logits_by_row
 from attentune.tasks import Features, Task
 from attentune.tasks.sources import Row
-from attentune.tasks.task import collate
+from attentune.tasks.task import collate, pack
 from attentune.training.recipe import TrainingOptions
 from attentune.training.trackers import RunLog, check_trackers
 
@@ -171,7 +171,26 @@ class ByLength(Sampler[int]):
 
 
 class TaskTrainer(Trainer):
-    """The Trainer, with batches of rows of like length."""
+    """The Trainer of a task, with batches of rows of like length."""
+
+    loss_is_scaled_for_ga = False
+    """Our loss is the mean of one batch; the Trainer divides it by the batches that make a step."""
+
+    def __init__(self, task: Task, **given: Any) -> None:
+        self.task = task
+        super().__init__(**given)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean over rows; with `return_outputs` also the logits, a row each."""
+        inputs = dict(inputs)
+        labels, rows = inputs.pop("labels"), inputs.pop("rows", None)
+        logits: Tensor = model(**inputs).logits
+        if rows is not None:
+            logits = pack(logits, inputs["attention_mask"], rows)
+        loss = self.task.loss(logits, labels).mean()
+        return (loss, {"logits": logits}) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ByLength:
         examples = cast("Examples", self.train_dataset if train_dataset is None else train_dataset)
@@ -192,20 +211,16 @@ def build_trainer(
     """A Trainer that learns the task and scores it on the validation rows after each epoch."""
     features, rows = _by_length(*validation)
 
-    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        # The Trainer leaves the division by accumulated batches to a loss of one's own.
-        return task.loss(outputs.logits, labels).mean() / (training.accumulate if torch.is_grad_enabled() else 1)
-
     def scores(prediction: EvalPrediction) -> Scores:
         return score_logits(task, cast("Any", prediction.predictions), features, rows)
 
     trainer = TaskTrainer(
+        task,
         model=cast("Any", model),
         args=args,
         data_collator=lambda batch: collate(task, batch, tokenizer),
         train_dataset=Examples(train),
         eval_dataset=Examples(features),
-        compute_loss_func=loss,
         compute_metrics=cast("Any", scores),
         optimizers=(optimiser(model, training), cast("Any", None)),
         callbacks=[
@@ -240,8 +255,8 @@ def evaluate(trainer: Trainer, task: Task, features: Sequence[Features], rows: S
 
 
 def score_logits(task: Task, logits: Any, features: Sequence[Features], rows: Sequence[Row]) -> Scores:
-    """Padded logits [N,C] or [N,T,C] of all rows -> scores, by way of answers as prediction gives them."""
-    each = logits_by_row(logits, features, [task] * len(features))
+    """Padded logits [N,C] or [N,L,C] of all rows -> scores, by way of answers as prediction gives them."""
+    each = logits_by_row(logits, features, task)
     return task.score(task.decode(each, features), rows)
 
 
