@@ -18,6 +18,7 @@ LAYERS = {
     "attentune.methods": 2,
     "attentune.sites": 2,
     "attentune.tasks": 2,
+    "attentune.vocabulary": 2,
     "attentune.heads": 3,
     "attentune.longformer": 2,
     "attentune.tuner": 4,

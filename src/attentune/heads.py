@@ -1,8 +1,11 @@
-"""Heads of kilobytes that belong to tasks: one linear layer each, per adapter, a head a row in a mixed batch."""
+"""Heads of kilobytes that belong to tasks, per adapter, a head a row in a mixed batch.
+
+A head is one linear layer; or, with words for classes, no tensor at all: the backbone's own masked-LM head.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,10 +23,10 @@ POOLINGS = ("cls", "mean", "pooler", "last", "prefix")
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """One linear layer on a pooled state, or on every token's."""
+    """One linear layer on a pooled state, or on every token's; or the masked-LM head's scores of a few words."""
 
-    kind: Literal["sequence", "token"] = "sequence"
-    """"sequence": one answer a text; "token": one a token."""
+    kind: Literal["sequence", "token", "masked"] = "sequence"
+    """"sequence": one answer a text; "token": one a token; "masked": one a text, read at its mask token."""
     num_labels: int = 2
     """C."""
     pooling: Literal["cls", "mean", "pooler", "last", "prefix"] = "cls"
@@ -31,10 +34,16 @@ class HeadConfig:
     the first prompt row."""
     dropout: float = 0.0
     """Dropout on what the head reads, in training."""
+    words: Sequence[int] = ()
+    """Of a masked head: the C tokens that stand for the classes."""
+    mask: int | None = None
+    """Of a masked head: the mask token."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("sequence", "token"):
-            raise ConfigError(f"a head's kind is 'sequence' or 'token', not {self.kind!r}")
+        if self.kind not in ("sequence", "token", "masked"):
+            raise ConfigError(f"a head's kind is 'sequence', 'token' or 'masked', not {self.kind!r}")
+        if self.kind == "masked" and (self.mask is None or len(self.words) != self.num_labels):
+            raise ConfigError(f"a masked head needs its mask token and {self.num_labels} words, found {self.words}")
         if self.pooling not in POOLINGS:
             raise ConfigError(f"a head's pooling is one of {', '.join(POOLINGS)}, not {self.pooling!r}")
         if self.num_labels < 1:
@@ -66,6 +75,10 @@ class States:
     """[B,D]"""
     prefix: Tensor | None
     """[B,D]"""
+    tokens: Tensor | None = None
+    """[B,T]"""
+    vocabulary: nn.Module | None = None
+    """States [R,D] -> scores of the words of the vocabulary [R,V]."""
 
     def pooled(self, pooling: str, rows: Tensor | None) -> Tensor:
         """[R,D]"""
@@ -90,13 +103,25 @@ class States:
         index = mask.int().argmax(1) if pooling == "cls" else (order * mask).argmax(1)
         return last[torch.arange(len(last), device=last.device), index]
 
+    def scored(self, words: Sequence[int], mask: int, rows: Tensor | None) -> Tensor:
+        """[R,C] the scores of C words at each row's first mask token."""
+        if self.vocabulary is None or self.tokens is None:
+            raise UnsupportedError(
+                "an adapter with words for classes needs token ids and its backbone's masked-LM head; "
+                "attentune.load brings it, and attentune.vocabulary gives it to a TaskModel"
+            )
+        last, tokens = _pick(self.last, rows), _pick(self.tokens, rows)
+        at = (tokens == mask).int().argmax(1)
+        found = last[torch.arange(len(last), device=last.device), at]
+        return self.vocabulary(found).index_select(-1, torch.tensor(words, device=last.device))
+
 
 def _pick(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x.index_select(0, rows)
 
 
 class HeadLayer(AdapterLayer):
-    """The heads of one method's adapters: out_weight [C,D] and out_bias [C] by adapter name."""
+    """The heads of one method's adapters: out_weight [C,D] and out_bias [C] by adapter name; none for masked heads."""
 
     def get_base_layer(self) -> nn.Module:
         """There is nothing beneath a head."""
@@ -105,12 +130,17 @@ class HeadLayer(AdapterLayer):
     def add(self, name: str, cfg: MethodConfig, hidden: int, like: Tensor, inference_mode: bool = False) -> None:
         """Start one head: weight N(0, 0.02), bias 0."""
         head = HeadConfig(**(cfg.head or {}))
+        if head.kind == "masked":
+            self.put(name, cfg, {}, like, inference_mode=inference_mode)
+            return
         tensors = {"out_weight": torch.randn(head.num_labels, hidden) * 0.02, "out_bias": torch.zeros(head.num_labels)}
         self.put(name, cfg, tensors, like, inference_mode=inference_mode)
 
     def answer(self, name: str, rows: Tensor | None, states: States) -> Tensor:
         """[R,C] or [R,T,C], in the head's precision."""
         head, p = HeadConfig(**(self.configs[name].head or {})), self.tensors(name)
+        if head.kind == "masked" and head.mask is not None:
+            return states.scored(head.words, head.mask, rows).float()
         x = _pick(states.last, rows) if head.kind == "token" else states.pooled(head.pooling, rows)
         x = nn.functional.dropout(x.to(p["out_weight"].dtype), head.dropout, self.training)
         return nn.functional.linear(x, p["out_weight"], p["out_bias"])
@@ -119,8 +149,9 @@ class HeadLayer(AdapterLayer):
 class Heads(nn.Module):
     """The place for heads: a HeadLayer per method is a child of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: nn.Module | None = None) -> None:
         super().__init__()
+        self.vocabulary = vocabulary
         self.request: RowRequest | None = None
 
     def forward(self, states: States) -> TaskOutput:

@@ -24,19 +24,20 @@ class TaskModel(nn.Module):
     """A backbone and a place for heads.
 
     Give it to `peft.get_peft_model` with a config that has a `head`; or let it hold adapters of several methods at once
-    and give each row of a batch its own by `adapter_names`. Of an encoder-decoder the encoder is used.
+    and give each row of a batch its own by `adapter_names`. Of an encoder-decoder the encoder is used. `vocabulary` is
+    the backbone's masked-LM head, which adapters with words for classes read.
     """
 
     base_model_prefix = "backbone"
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, vocabulary: nn.Module | None = None) -> None:
         super().__init__()
         config: Any = backbone.config
         if getattr(config, "is_encoder_decoder", False) and hasattr(backbone, "get_encoder"):
             backbone = backbone.get_encoder()  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
         stacks_of(backbone)
         self.backbone: Any = backbone
-        self.heads = Heads()
+        self.heads = Heads(vocabulary)
         self.name_or_path: str = getattr(config, "_name_or_path", "") or ""
         self._tuners: dict[str, SiteTuner] = {}
         self._configs: dict[str, MethodConfig] = {}
@@ -100,8 +101,9 @@ class TaskModel(nn.Module):
             first[:, 0] = 1
             kwargs["global_attention_mask"] = first
         out = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        pooler = getattr(out, "pooler_output", None)
         answer = self.heads(
-            States(out.last_hidden_state, attention_mask, getattr(out, "pooler_output", None), self._prefix())
+            States(out.last_hidden_state, attention_mask, pooler, self._prefix(), input_ids, self.heads.vocabulary)
         )
         if output_hidden_states:
             answer.last_hidden_state = out.last_hidden_state

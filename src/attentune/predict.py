@@ -27,6 +27,8 @@ from attentune.tasks.data import load_rows
 from attentune.tasks.rows import check_known
 from attentune.tasks.sources import Row, Source
 from attentune.tasks.task import Inputs, Logits, pad_inputs
+from attentune.tasks.verbalise import Cloze
+from attentune.vocabulary import vocabulary_head
 
 Input = str | Sequence[str] | Row
 """A text, a pair of texts, a list of words (tagging), or a row with the columns of training."""
@@ -193,11 +195,23 @@ def load_fitting(
 
 def _predictor(stored: Mapping[str, Stored], backbone: str | None, device: str | None) -> Predictor:
     base, tokenizer = load_fitting(stored, backbone)
-    model = TaskModel(base)
+    model = TaskModel(base, _vocabulary(stored, backbone, base))
     for i, one in enumerate(stored.values()):
         model.load_adapter(f"task{i}", str(one.folder))
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Predictor(model, tokenizer, {task: one.card for task, one in stored.items()})
+
+
+def _vocabulary(stored: Mapping[str, Stored], backbone: str | None, base: PreTrainedModel) -> nn.Module | None:
+    """The masked-LM head of the backbone, where a task has words for its classes."""
+    asks = [task for task, one in stored.items() if isinstance(one.card.task, Cloze)]
+    if not asks:
+        return None
+    name = backbone or stored[asks[0]].card.backbone.id
+    found = vocabulary_head(name, base)
+    if found is None:
+        raise StoreError(f"adapter {asks[0]!r} has words for its classes, and {name} holds no masked-LM head")
+    return found
 
 
 def in_batches(

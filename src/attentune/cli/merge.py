@@ -53,6 +53,8 @@ def merge(folder: str | Path, output: str | Path, backbone: str | None = None) -
     if method.merge is None:
         able = ", ".join(name for name, other in METHODS.items() if other.merge is not None)
         raise UnsupportedError(f"{method.name} has no merged form, its edits are no part of any weight; {able} has one")
+    if "template" in stored.card.task.to_card():
+        raise UnsupportedError("an adapter with words for its classes has no head of its own to write beside the model")
     target = Path(output).expanduser()
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise StoreError(f"{output} exists; name a new folder")

@@ -8,6 +8,7 @@ from attentune.tasks.classify import Classification, MultiLabel, Regression
 from attentune.tasks.data import Data, load_data
 from attentune.tasks.tag import Tagging
 from attentune.tasks.task import Answer, Features, Task
+from attentune.tasks.verbalise import Cloze
 
 __all__ = ["KINDS", "Answer", "Data", "Features", "Task", "load_data", "task_from_card", "task_of"]
 
@@ -31,6 +32,6 @@ def task_from_card(card: Mapping[str, Any]) -> Task:
     if kind not in KINDS:
         raise StoreError(f"the task card names kind {kind!r}; the kinds are {', '.join(KINDS)}")
     try:
-        return KINDS[kind].from_card(card)
+        return (Cloze if "template" in card else KINDS[kind]).from_card(card)
     except KeyError as error:
         raise StoreError(f"the task card of kind {kind} has no {error.args[0]!r}") from error

@@ -41,6 +41,12 @@ class TaskOptions:
     validation: float = option(0.1, "share of training rows set aside when there is no validation split")
     max_length: int = option(128, "most tokens of a row; what is longer is cut")
     metric: str | None = option(None, "the score that chooses the best epoch; by default the main one of the kind")
+    template: str | None = option(
+        None, "classes as words in a gap of this sentence, '{text} It was {mask}.'; auto: one that fits"
+    )
+    words: list[str] = field(
+        default_factory=list[str], metadata={"help": "class=word for the gap; by default the names of the classes"}
+    )
     pooling: str = option("mean", "what the head reads of a text: cls, mean, pooler, last or prefix")
     dropout: float = option(0.1, "dropout before the head while training")
 

@@ -16,18 +16,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from attentune import store
 from attentune.anatomy import max_length
 from attentune.backbones import fingerprint, hub_id, load_backbone, load_tokenizer, revision
-from attentune.errors import ConfigError
+from attentune.errors import ConfigError, UnsupportedError
 from attentune.evaluation.metrics import check_name
 from attentune.heads import HeadConfig
 from attentune.methods import METHODS
 from attentune.model import TaskModel
 from attentune.store import Backbone, TaskCard
 from attentune.tasks import Data, Features, Task, load_data, task_of
+from attentune.tasks.classify import Classification
 from attentune.tasks.sources import Source
+from attentune.tasks.verbalise import Cloze, cloze_of
 from attentune.training import trackers
 from attentune.training.baseline import baseline
 from attentune.training.loop import Checkpoints, arguments, build_trainer, evaluate
-from attentune.training.recipe import Recipe, method_options, read_recipe, recipe_of, shipped_recipe
+from attentune.training.recipe import Recipe, TaskOptions, method_options, read_recipe, recipe_of, shipped_recipe
+from attentune.vocabulary import VocabularyHead, vocabulary_head
 
 Report = Callable[[str], None]
 
@@ -78,9 +81,11 @@ def train(
     base = load_backbone(backbone)
     tokenizer = load_tokenizer(backbone, base)
     origin = Backbone(hub_id(backbone), fingerprint(base), revision(base))
-    learned = task_of(rows)
+    learned, vocabulary, note = phrased(task_of(rows), chosen.task, backbone, base, tokenizer)
+    if note:
+        report(note)
     metric = check_name(rows.kind, chosen.task.metric or learned.main_metric, rows.labels)
-    model = adapt(base, tokenizer, learned, chosen)
+    model = adapt(base, tokenizer, learned, chosen, vocabulary)
     limit = longest(model, chosen, tokenizer)
     card = TaskCard(target.name, chosen.method, learned, rows.columns, origin, limit, chosen.task.pooling)
     begin = time.perf_counter()
@@ -118,7 +123,7 @@ def train(
         checkpoints.remove()
     trackers.detach(trainer)
     trainer.accelerator.wait_for_everyone()
-    return Result(target, card, metrics, rows.notes)
+    return Result(target, card, metrics, (*rows.notes, *([note] if note else [])))
 
 
 def choose(
@@ -139,20 +144,56 @@ def choose(
     return rows, wanted
 
 
-def adapt(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, recipe: Recipe) -> PeftModel:
+def phrased(
+    task: Task, options: TaskOptions, backbone: str, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Task, VocabularyHead | None, str | None]:
+    """The task with words for its classes, where the recipe asks for that, and the head that scores them.
+
+    A backbone that cannot (and, with template = "auto", classes that cannot) keeps the linear head; a note says why.
+    """
+    if options.template is None and not options.words:
+        return task, None, None
+    if not isinstance(task, Classification):
+        raise ConfigError(f"a template is for classification, one class a row; this task is {task.kind}")
+    auto = options.template in (None, "auto")
+    try:
+        cloze = cloze_of(task, tokenizer, None if auto else options.template, options.words)
+    except UnsupportedError as error:
+        return task, None, f"linear head: {error}"
+    except ConfigError as error:
+        if not auto or options.words:
+            raise
+        return task, None, f"linear head: {error}"
+    vocabulary = vocabulary_head(backbone, base)
+    if vocabulary is None:
+        return task, None, f"linear head: the files of {backbone} hold no masked-LM head, which a template needs"
+    words = ", ".join(f"{label} = {word}" for label, word in zip(cloze.labels, cloze.words, strict=True))
+    return cloze, vocabulary, f"template: {cloze.template!r} with {words}"
+
+
+def adapt(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    recipe: Recipe,
+    vocabulary: VocabularyHead | None = None,
+) -> PeftModel:
     """A frozen backbone -> with the method's fresh tensors and the task's head."""
     options = recipe.task
+    masked = isinstance(task, Cloze)
     head = HeadConfig(
-        kind=task.head,
+        kind="masked" if masked else task.head,
         num_labels=task.num_outputs,
         pooling=cast("Any", options.pooling),
         dropout=options.dropout,
+        words=task.word_ids(tokenizer) if masked else (),
+        mask=cast("int", tokenizer.mask_token_id) if masked else None,
     )
     given = recipe.options
     if "special_ids" in method_options(recipe.method):
         given = {"special_ids": special_ids(tokenizer), **given}
     config = METHODS[recipe.method].config(head=head, **given)
-    model = cast("PeftModel", get_peft_model(cast("Any", TaskModel(base)), config))
+    model = cast("PeftModel", get_peft_model(cast("Any", TaskModel(base, vocabulary)), config))
     # peft would ask the hub about the named backbone at every checkpoint; `finish` names it.
     model.peft_config["default"].base_model_name_or_path = ""
     return model
