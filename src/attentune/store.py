@@ -135,6 +135,23 @@ def write(
     return target
 
 
+def adopt(made: Path, folder: str | Path, metrics: Mapping[str, Any]) -> Path:
+    """Put a copy of the adapter folder `made` at `folder`, with other metrics; an older one there is replaced.
+
+    Raises:
+        StoreError: something that is no adapter is at the place.
+    """
+    target = check_writable(folder)
+    card = read(made).card
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(made, fresh)
+    (fresh / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    (fresh / README).write_text(model_card(card, metrics, (fresh / WEIGHTS).stat().st_size), encoding="utf-8")
+    _replace(target, fresh)
+    return target
+
+
 def check_writable(folder: str | Path) -> Path:
     """The place of a new adapter folder: free, empty, or an older adapter; else a StoreError."""
     target = Path(folder).expanduser().absolute()
@@ -200,6 +217,8 @@ def model_card(card: TaskCard, metrics: Mapping[str, Any], size: int) -> str:
     """The README.md of an adapter folder."""
     labels = ", ".join(card.task.labels[:20]) + (" ..." if len(card.task.labels) > 20 else "")
     rows = "\n".join(_score_row(name, metrics[name]) for name in ("validation", "test", "baseline") if name in metrics)
+    if "seeds" in metrics:
+        rows += "\n" + _seeds_row(metrics["seeds"])
     learned = f"Classes: {labels}." if labels else "The answer is a number."
     return CARD_TEXT.format(
         backbone=card.backbone.id,
@@ -217,6 +236,15 @@ def model_card(card: TaskCard, metrics: Mapping[str, Any], size: int) -> str:
 
 def _score_row(name: str, scores: Mapping[str, float]) -> str:
     return f"- {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items())
+
+
+def _seeds_row(seeds: Mapping[str, Any]) -> str:
+    split = "test" if "test" in seeds["mean"] else "validation"
+    parts = [
+        f"{name} {found['mean']:.4f}" + (f" ({found['low']:.4f} to {found['high']:.4f})" if "low" in found else "")
+        for name, found in seeds["mean"][split].items()
+    ]
+    return f"- {split}, mean over {len(seeds['runs'])} seeds (95% interval): " + ", ".join(parts)
 
 
 CARD_TEXT = """\

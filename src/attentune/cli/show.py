@@ -53,3 +53,17 @@ def scores(metrics: Mapping[str, Any]) -> None:
     splits = [name for name in ("validation", "test", "baseline") if name in metrics]
     names = list(dict.fromkeys(name for split in splits for name in metrics[split]))
     table(["", *splits], [[name, *(metrics[split].get(name, "") for split in splits)] for name in names])
+
+
+def seeds(found: Mapping[str, Any]) -> None:
+    """Mean and 95% interval of each score, a column a split."""
+    splits = list(found["mean"])
+    names = list(dict.fromkeys(name for split in splits for name in found["mean"][split]))
+    rows = [[name, *(_interval(found["mean"][split].get(name, {})) for split in splits)] for name in names]
+    title = f"mean over {len(found['runs'])} seeds (95% interval); the adapter is that of seed {found['kept']}"
+    table(["", *splits], rows, title)
+
+
+def _interval(value: Mapping[str, float]) -> str:
+    around = f" ({value['low']:.4f} to {value['high']:.4f})" if "low" in value else ""
+    return f"{value['mean']:.4f}{around}" if value else ""

@@ -1,5 +1,6 @@
 """`attentune train`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,19 @@ def train_command(
     task: Annotated[str | None, typer.Option(help="classification, pair, multilabel, regression or tagging.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="The text column; twice for a pair.")] = None,
     label: Annotated[str | None, typer.Option(help="The column to learn.")] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            help="Learn from this many training rows in all (not a class), drawn evenly over the classes; as many for "
+            "validation. Classes become words in a gap where the backbone has a masked-LM head."
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            help="Train with this many seeds (each draws its own shots): mean and interval; the best is kept."
+        ),
+    ] = None,
     report_to: Annotated[
         list[str] | None, typer.Option(help="Follow the run in tensorboard, wandb or mlflow; repeatable.")
     ] = None,
@@ -29,14 +43,17 @@ def train_command(
     """Train an adapter.
 
     Example: attentune train reviews.csv --method pasta --output sentiment --set epochs=5
+
+    Few labelled rows: attentune train reviews.csv --output sentiment --shots 32 --seeds 5
     """
     from transformers.utils import logging
 
     from attentune.training.recipe import parse_set
+    from attentune.training.seeds import train_seeds
     from attentune.training.train import train
 
     logging.set_verbosity_error()
-    result = train(
+    result = (train if seeds is None else partial(train_seeds, seeds=seeds))(
         data,
         method,
         output,
@@ -48,11 +65,14 @@ def train_command(
         resume=resume,
         report=(lambda line: None) if json else show.progress,
         **({"report_to": report_to} if report_to else {}),
+        **({} if shots is None else {"shots": shots}),
         **parse_set(changes or []),
     )
     if json:
         show.as_json({"output": str(result.folder), **result.metrics, "notes": result.notes})
         return
     show.scores(result.metrics)
+    if "seeds" in result.metrics:
+        show.seeds(result.metrics["seeds"])
     run = result.metrics.get("run", {})
     show.progress(f"{result.folder}: {run.get('trainable_parameters', 0):,} parameters, {run.get('seconds')} s")

@@ -33,12 +33,17 @@ from attentune.training.recipe import TrainingOptions
 from attentune.training.trackers import RunLog, check_trackers
 
 
+def digest(identity: Any) -> str:
+    """A hash by which a run knows that what it finds is its own."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
 class Checkpoints:
     """`<output>.training`: what a killed run leaves behind, and which run that was."""
 
     def __init__(self, output: Path, identity: Any) -> None:
         self.folder = output.with_name(f"{output.name}.training")
-        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.identity = digest(identity)
 
     def start(self, writes: bool, resume: bool) -> str | None:
         """The checkpoint to go on from, or None for a fresh start; only the process that `writes` touches the disk.

@@ -39,10 +39,13 @@ class TaskOptions:
     )
     label: str | None = option(None, "the column to learn; guessed")
     validation: float = option(0.1, "share of training rows set aside when there is no validation split")
+    shots: int | None = option(
+        None, "learn from this many training rows in all, drawn by the seed, classes evenly; template becomes auto"
+    )
     max_length: int = option(128, "most tokens of a row; what is longer is cut")
     metric: str | None = option(None, "the score that chooses the best epoch; by default the main one of the kind")
     template: str | None = option(
-        None, "classes as words in a gap of this sentence, '{text} It was {mask}.'; auto: one that fits"
+        None, "classes as words in a gap of this sentence, '{text} It was {mask}.'; auto: one that fits; or none"
     )
     words: list[str] = field(
         default_factory=list[str], metadata={"help": "class=word for the gap; by default the names of the classes"}

@@ -24,6 +24,7 @@ from attentune.model import TaskModel
 from attentune.store import Backbone, TaskCard
 from attentune.tasks import Data, Features, Task, load_data, task_of
 from attentune.tasks.classify import Classification
+from attentune.tasks.draw import few
 from attentune.tasks.sources import Source
 from attentune.tasks.verbalise import Cloze, cloze_of
 from attentune.training import trackers
@@ -71,9 +72,9 @@ def train(
             found and what exists.
     """
     target = store.check_writable(output)
-    named = {"task.kind": task, "task.text": list(text) or None, "task.label": label}
-    changes = {**{key: value for key, value in named.items() if value is not None}, **overrides}
-    rows, chosen = choose(data, method, recipe, changes)
+    rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides))
+    if chosen.task.shots is not None:
+        rows = few(rows, chosen.task.shots, chosen.training.seed)
     for note in rows.notes:
         report(note)
     seed = chosen.training.seed
@@ -126,6 +127,14 @@ def train(
     return Result(target, card, metrics, (*rows.notes, *([note] if note else [])))
 
 
+def changes_of(
+    task: str | None, text: Sequence[str], label: str | None, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of `train` as keys of a recipe."""
+    named = {"task.kind": task, "task.text": list(text) or None, "task.label": label}
+    return {**{key: value for key, value in named.items() if value is not None}, **overrides}
+
+
 def choose(
     data: Source | Data, method: str | None, recipe: str | Path | Recipe | None, changes: Mapping[str, Any]
 ) -> tuple[Data, Recipe]:
@@ -141,6 +150,8 @@ def choose(
     rows = load_data(data, options.kind, options.text, options.label, options.validation)
     if recipe is None:
         wanted = shipped_recipe(rows.kind, first.method, rows.pair).override(changes)
+    if options.shots is not None and options.template is None and rows.kind == "classification":
+        wanted = wanted.override({"task.template": "auto"})
     return rows, wanted
 
 
@@ -151,7 +162,7 @@ def phrased(
 
     A backbone that cannot (and, with template = "auto", classes that cannot) keeps the linear head; a note says why.
     """
-    if options.template is None and not options.words:
+    if options.template == "none" or (options.template is None and not options.words):
         return task, None, None
     if not isinstance(task, Classification):
         raise ConfigError(f"a template is for classification, one class a row; this task is {task.kind}")

@@ -1,0 +1,117 @@
+"""The same training over several seeds: a mean with an interval instead of one lucky number.
+
+A seed decides the start values, the order of the rows and, with `shots`, which rows there are. The adapter that is kept
+is the one with the best validation score; `metrics.json` has the scores of all.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from attentune import store
+from attentune.backbones import hub_id
+from attentune.errors import ConfigError
+from attentune.evaluation.seeds import summary
+from attentune.tasks import Data
+from attentune.tasks.sources import Source
+from attentune.training.loop import digest
+from attentune.training.recipe import Recipe
+from attentune.training.train import Result, changes_of, choose, train
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """What one seed gave."""
+
+    seed: int
+    result: Result
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """By split."""
+        return {name: self.result.metrics[name] for name in ("validation", "test") if name in self.result.metrics}
+
+
+def train_seeds(
+    data: Source | Data,
+    method: str | None = None,
+    output: str | Path = "adapter",
+    backbone: str = "minilm",
+    recipe: str | Path | Recipe | None = None,
+    *,
+    seeds: int = 5,
+    task: str | None = None,
+    text: Sequence[str] = (),
+    label: str | None = None,
+    resume: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+    **overrides: Any,
+) -> Result:
+    """Train with `seeds` seeds, from the recipe's seed on, and write the adapter of the best one.
+
+    Its metrics have `seeds`: `runs` (the scores of each seed), `kept` (the seed of the adapter) and `mean` (of each
+    score of a split: mean, low, high; Student's 95% interval). Else as `train`; `resume` also leaves out what is
+    finished.
+
+    Raises:
+        AttentuneError: as `train` does.
+    """
+    if seeds < 1:
+        raise ConfigError(f"at least one seed is needed, found seeds={seeds}")
+    target = store.check_writable(output)
+    rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides))
+    work = target.with_name(f"{target.name}.seeds")
+    _start(work, digest([chosen.to_toml(), hub_id(backbone), rows.train, rows.validation]), resume)
+    runs: list[SeedRun] = []
+    for seed in range(chosen.training.seed, chosen.training.seed + seeds):
+        report(f"seed {seed}")
+        one = chosen.override({"training.seed": seed})
+        runs.append(SeedRun(seed, _run(rows, one, work / str(seed) / target.name, backbone, resume, report)))
+    best = max(runs, key=lambda run: _rank(run, chosen))
+    metrics = {
+        **best.result.metrics,
+        "seeds": {
+            "runs": {str(run.seed): run.scores for run in runs},
+            "kept": best.seed,
+            "mean": summary([run.scores for run in runs]),
+        },
+    }
+    store.adopt(best.result.folder, target, metrics)
+    for run in runs:
+        _keep_events(work / str(run.seed) / f"{target.name}.tensorboard", target, run.seed)
+    shutil.rmtree(work)
+    return replace(best.result, folder=target, metrics=metrics)
+
+
+def _start(work: Path, identity: str, resume: bool) -> None:
+    mark = work / "run.json"
+    if resume and mark.is_file():
+        if mark.read_text(encoding="utf-8") != identity:
+            raise ConfigError(f"{work} holds seeds with other settings or data; start again without resume")
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    mark.write_text(identity, encoding="utf-8")
+
+
+def _run(
+    rows: Data, recipe: Recipe, folder: Path, backbone: str, resume: bool, report: Callable[[str], None]
+) -> Result:
+    if resume and (folder / store.CARD).is_file():
+        done = store.read(folder)
+        return Result(folder, done.card, done.metrics, rows.notes)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return train(rows, None, folder, backbone, recipe, resume=resume, report=report)
+
+
+def _rank(run: SeedRun, recipe: Recipe) -> float:
+    metric = recipe.task.metric or run.result.card.task.main_metric
+    value: Mapping[str, float] = run.result.metrics["validation"]
+    return -value[metric] if metric == "mse" else value[metric]
+
+
+def _keep_events(events: Path, target: Path, seed: int) -> None:
+    if events.is_dir():
+        shutil.move(events, target.with_name(f"{target.name}.tensorboard") / f"seed-{seed}")
