@@ -1,0 +1,65 @@
+"""Pictures of trust: arrays -> matplotlib figures, and figures -> SVG for a page. No window, no global state."""
+
+import io
+from collections.abc import Mapping
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from attentune.evaluation.calibration import Reliability
+from attentune.evaluation.selective import RiskCoverage
+
+COLOURS = ("#2f6f8f", "#c2571a", "#5b8c3e", "#8a5aa8", "#9a7b1f", "#4a4a4a")
+"""One a curve, in their order; told apart also by eyes that do not see red and green."""
+GREY = "#8a8f98"
+
+
+def reliability_diagram(parts: Mapping[str, Reliability]) -> Figure:
+    """Observed against stated probability, a panel for each part (such as before and after the temperature).
+
+    On the grey diagonal what is stated is what comes true; the area of a point is the share of rows in its bin.
+    """
+    figure, panels = _figure(len(parts), width=3.6)
+    for i, (panel, (name, part)) in enumerate(zip(panels, parts.items(), strict=True)):
+        panel.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+        panel.vlines(part.stated, part.stated, part.observed, color=COLOURS[i % len(COLOURS)], alpha=0.45, linewidth=2)
+        panel.scatter(part.stated, part.observed, s=12 + 260 * part.weight, color=COLOURS[i % len(COLOURS)], zorder=3)
+        panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="stated probability")
+        panel.set_title(f"{name}: ECE {part.error:.3f}", fontsize=10)
+    panels[0].set_ylabel("share that came true")
+    return figure
+
+
+def risk_coverage_diagram(curves: Mapping[str, RiskCoverage]) -> Figure:
+    """The share of wrong answers against the share of rows answered, the surest first; a curve for each name."""
+    figure, (panel,) = _figure(1, width=5.2)
+    for i, (name, curve) in enumerate(curves.items()):
+        label = f"{name}: area {curve.area:.3f}"
+        panel.plot(curve.answered, curve.risk, color=COLOURS[i % len(COLOURS)], linewidth=1.6, label=label)
+    highest = max((float(curve.risk.max()) for curve in curves.values()), default=0.0)
+    panel.set(
+        xlim=(0, 1), ylim=(0, 1.08 * highest or 1.0), xlabel="share of rows answered", ylabel="share of wrong answers"
+    )
+    panel.legend(loc="upper left", frameon=False, fontsize=9)
+    return figure
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an <svg> element, the same text for the same figure."""
+    out = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "attentune", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _figure(panels: int, width: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width * panels, 3.7), layout="constrained")
+    FigureCanvasSVG(figure)
+    drawn: list[Axes] = list(figure.subplots(1, panels, squeeze=False)[0])
+    for panel in drawn:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    return figure, drawn
