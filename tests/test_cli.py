@@ -168,7 +168,8 @@ def test_merge(tone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     with torch.no_grad():
         states = AutoModel.from_pretrained(tmp_path / "merged")(**tokens).last_hidden_state
     head = load_file(tmp_path / "merged" / "head.safetensors")
-    found = torch.softmax(states.mean(1) @ head["weight"].T + head["bias"], -1)[0].tolist()
+    temperature = json.loads((tmp_path / "merged" / "task.json").read_text())["calibration"]["temperature"]
+    found = torch.softmax((states.mean(1) @ head["weight"].T + head["bias"]) / temperature, -1)[0].tolist()
     assert dict(zip(("neg", "pos"), found, strict=True)) == pytest.approx(wanted, abs=1e-5)
     assert json.loads((tmp_path / "merged" / "task.json").read_text())["pooling"] == "mean"
     assert run("merge", tone, "--output", tmp_path / "merged") == 2

@@ -19,6 +19,7 @@ LAYERS = {
     "attentune.sites": 2,
     "attentune.tasks": 2,
     "attentune.vocabulary": 2,
+    "attentune.confidence": 3,
     "attentune.heads": 3,
     "attentune.longformer": 2,
     "attentune.tuner": 4,

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attentune import store
 from attentune.backbones import fingerprint, load_backbone, load_tokenizer, same_backbone
+from attentune.confidence import Judgement, Labelled, answers, check_wishes, judge
 from attentune.errors import ConfigError, DataError, StoreError
 from attentune.evaluation.metrics import Scores
 from attentune.method import METHODS
@@ -54,8 +55,19 @@ class Predictor:
         self.cards = dict(cards)
         self._names = {task: f"task{i}" for i, task in enumerate(self.cards)}
 
-    def predict(self, inputs: Sequence[Input], tasks: Sequence[str], batch_size: int = 32) -> list[Answer]:
-        """One answer a row; `tasks` names the task of each. Rows of different tasks and methods share batches."""
+    def predict(
+        self,
+        inputs: Sequence[Input],
+        tasks: Sequence[str],
+        batch_size: int = 32,
+        *,
+        abstain_at: float | None = None,
+        coverage: float | None = None,
+    ) -> list[Answer]:
+        """One answer a row; `tasks` names the task of each. Rows of different tasks and methods share batches.
+
+        `abstain_at` and `coverage` are those of `Adapter.predict`; every task of the inputs must be able to keep them.
+        """
         _check_inputs(inputs)
         if len(tasks) != len(inputs):
             raise DataError(f"{len(inputs)} inputs and {len(tasks)} tasks; one task for each input is needed")
@@ -63,10 +75,18 @@ class Predictor:
         for task in dict.fromkeys(tasks):
             at = [i for i, name in enumerate(tasks) if name == task]
             card = self.card(task)
+            check_wishes(card.task, card.calibration, abstain_at, coverage)
             rows = [as_row(inputs[i], card, f"input {i + 1}") for i in at]
             for i, features in zip(at, card.task.encode(self.tokenizer, rows, card.max_length), strict=True):
                 jobs[i] = Job(features, task)
-        return self.answer(cast("list[Job]", jobs), batch_size)
+        ready = cast("list[Job]", jobs)
+        found: dict[int, Answer] = {}
+        logits = self.logits(ready, batch_size)
+        for task in dict.fromkeys(tasks):
+            at, card = [i for i, name in enumerate(tasks) if name == task], self.cards[task]
+            z, features = [logits[i] for i in at], [ready[i].features for i in at]
+            found |= zip(at, answers(card.task, card.calibration, z, features, abstain_at, coverage), strict=True)
+        return [found[i] for i in range(len(ready))]
 
     def card(self, task: str) -> TaskCard:
         """The card of a task, or an error that names the loaded ones."""
@@ -74,18 +94,14 @@ class Predictor:
             raise ConfigError(f"no task {task!r}; loaded are {', '.join(self.cards)}")
         return self.cards[task]
 
-    def answer(self, jobs: Sequence[Job], batch_size: int) -> list[Answer]:
-        """Run the jobs and decode each by its own task, with its own temperature.
+    def logits(self, jobs: Sequence[Job], batch_size: int) -> list[Logits]:
+        """Run the jobs: the logits of each, [C], or [L,C] for a task on tokens or on several sequences.
 
         A batch is of `batch_size` sequences: one row with many is spread over batches, and its neighbours share them.
         """
         pieces = [(sequence, job.task) for job in jobs for sequence in job.features.sequences]
         logits = iter(in_batches(pieces, lambda piece: len(piece[0]["input_ids"]), self._run, batch_size))
-        return [self._decode(job, list(islice(logits, len(job.features.sequences)))) for job in jobs]
-
-    def _decode(self, job: Job, logits: Sequence[Logits]) -> Answer:
-        card = self.cards[job.task]
-        return card.task.decode([joined(logits, card.task)], [job.features], card.temperature)[0]
+        return [joined(list(islice(logits, len(job.features.sequences))), self.cards[job.task].task) for job in jobs]
 
     def _run(self, pieces: Sequence[tuple[Inputs, str]]) -> list[Logits]:
         device = next(self.model.parameters()).device
@@ -107,23 +123,52 @@ class Adapter:
         self.card = stored.card
         self.metrics = stored.metrics
 
-    def predict(self, inputs: Sequence[Input], batch_size: int = 32) -> list[Answer]:
+    def predict(
+        self,
+        inputs: Sequence[Input],
+        batch_size: int = 32,
+        *,
+        abstain_at: float | None = None,
+        coverage: float | None = None,
+    ) -> list[Answer]:
         """Texts, pairs, or lists of words -> one answer each, in their order.
 
-        An answer is a plain dict: `label`, `score`, `probabilities` (classification), `labels`, `probabilities`
-        (multilabel), `value` (regression), `spans`, `words`, `tags` (tagging); `truncated` says that the end was cut.
+        An answer is a plain dict: `label`, `score`, `probabilities` (classification), `labels`, `score`,
+        `probabilities` (multilabel), `value` (regression), `spans`, `words`, `tags`, `score` (tagging). `score` is the
+        calibrated probability that the whole answer is right; `truncated` says that the end was cut. With
+        `abstain_at=p` answers have `abstained`, whether their score is below p. With `coverage=0.9` they have a
+        `prediction_set` (a number: an `interval`) that holds the true answer with at least that probability. Where the
+        task card has an out-of-scope threshold they have `out_of_scope` and `out_of_scope_score`.
         """
-        return self.predictor.predict(inputs, [self.name] * len(inputs), batch_size)
+        names = [self.name] * len(inputs)
+        return self.predictor.predict(inputs, names, batch_size, abstain_at=abstain_at, coverage=coverage)
 
-    def evaluate(self, data: Source, split: str | None = None, batch_size: int = 32) -> Scores:
-        """Scores on labelled rows: a file, a folder, a hub id, rows (of `split`, else of the test split if any)."""
-        rows = load_rows(data, self.card.columns, self.card.task.kind, split)
-        check_known(rows, self.card.task.kind, self.card.task.labels, split or "the data's")
-        features = self.card.task.encode(
-            self.predictor.tokenizer, [unlabelled(row) for row in rows], self.card.max_length
-        )
-        answers = self.predictor.answer([Job(f, self.name) for f in features], batch_size)
-        return self.card.task.score(answers, rows)
+    def evaluate(
+        self, data: Source, split: str | None = None, batch_size: int = 32, *, abstain_at: float | None = None
+    ) -> Scores:
+        """Scores on labelled rows and what `judge` tells of trust, all by name."""
+        found = self.judge(data, split, batch_size, abstain_at=abstain_at)
+        return {**found.scores, **found.trust}
+
+    def judge(
+        self, data: Source, split: str | None = None, batch_size: int = 32, *, abstain_at: float | None = None
+    ) -> Judgement:
+        """Judge on labelled rows: a file, a folder, a hub id, rows (of `split`, else of the test split if any).
+
+        Rows of the out-of-scope class, where the card names one, are judged by whether they are detected.
+        """
+        card = self.card
+        check_wishes(card.task, card.calibration, abstain_at, None)
+        given = load_rows(data, card.columns, card.task.kind, split)
+        strange = card.calibration.scope.label if card.calibration.scope else None
+        rows = [row for row in given if strange is None or row["label"] != strange]
+        outside = [unlabelled(row) for row in given if strange is not None and row["label"] == strange]
+        check_known(rows, card.task.kind, card.task.labels, split or "the data's")
+        features = card.task.encode(self.predictor.tokenizer, [*rows, *outside], card.max_length)
+        logits = self.predictor.logits([Job(f, self.name) for f in features], batch_size)
+        count = len(rows)
+        known = Labelled(logits[:count], features[:count], rows, logits[count:])
+        return judge(card.task, card.calibration, known, abstain_at)
 
 
 def load(folder: str | Path, backbone: str | None = None, device: str | None = None) -> Adapter:
@@ -149,19 +194,24 @@ def predict_many(
     tasks: Sequence[str] | None = None,
     batch_size: int = 32,
     backbone: str | None = None,
+    *,
+    abstain_at: float | None = None,
+    coverage: float | None = None,
 ) -> list[Any]:
     """Many tasks on one backbone, in mixed batches.
 
     Without `tasks` every input goes through every task: a list of {task: answer}. With `tasks`, one name a row, each
-    row gets its own: a list of answers. `adapters` is {task: folder} or what `load_many` made.
+    row gets its own: a list of answers. `adapters` is {task: folder} or what `load_many` made. `abstain_at` and
+    `coverage` are those of `Adapter.predict`.
     """
+    trust = {"abstain_at": abstain_at, "coverage": coverage}
     predictor = adapters if isinstance(adapters, Predictor) else load_many(adapters, backbone)
     if tasks is not None:
-        return predictor.predict(inputs, tasks, batch_size)
+        return predictor.predict(inputs, tasks, batch_size, **trust)
     _check_inputs(inputs)
     names = list(predictor.cards)
     flat = predictor.predict(
-        [text for text in inputs for _ in names], [name for _ in inputs for name in names], batch_size
+        [text for text in inputs for _ in names], [name for _ in inputs for name in names], batch_size, **trust
     )
     width = len(names)
     return [dict(zip(names, flat[i * width : (i + 1) * width], strict=True)) for i in range(len(inputs))]

@@ -16,11 +16,12 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+from attentune.confidence import Calibration
 from attentune.errors import StoreError
 from attentune.tasks import Task, task_from_card
 from attentune.tasks.columns import Columns
@@ -58,7 +59,7 @@ class TaskCard:
     backbone: Backbone
     max_length: int
     pooling: str
-    temperature: float = 1.0
+    calibration: Calibration = field(default_factory=Calibration)
 
     def to_json(self) -> str:
         """As task.json holds it."""
@@ -72,7 +73,7 @@ class TaskCard:
             "backbone": asdict(self.backbone),
             "max_length": self.max_length,
             "pooling": self.pooling,
-            "temperature": self.temperature,
+            "calibration": self.calibration.to_card(),
         }
         return json.dumps(card, indent=2, ensure_ascii=False) + "\n"
 
@@ -91,7 +92,7 @@ class TaskCard:
                 backbone=Backbone(**card["backbone"]),
                 max_length=int(card["max_length"]),
                 pooling=card["pooling"],
-                temperature=float(card["temperature"]),
+                calibration=Calibration.from_card(card.get("calibration", {})),
             )
         except (json.JSONDecodeError, TypeError, AttributeError) as error:
             raise StoreError(f"{where} is no task card: {error}") from error
@@ -230,7 +231,7 @@ def model_card(card: TaskCard, metrics: Mapping[str, Any], size: int) -> str:
         size=f"{size / 1024:.0f} KiB",
         scores=rows or "(none were taken)",
         max_length=card.max_length,
-        temperature="not calibrated" if card.temperature == 1.0 else f"calibrated, temperature {card.temperature:.3f}",
+        trust=_trust(card.calibration, metrics.get("calibration", {})),
     )
 
 
@@ -245,6 +246,34 @@ def _seeds_row(seeds: Mapping[str, Any]) -> str:
         for name, found in seeds["mean"][split].items()
     ]
     return f"- {split}, mean over {len(seeds['runs'])} seeds (95% interval): " + ", ".join(parts)
+
+
+def _trust(calibration: Calibration, measured: Mapping[str, Mapping[str, float]]) -> str:
+    """What was fitted on validation, and how it holds on each split."""
+    if not calibration.rows:
+        return "The probabilities are not calibrated."
+    lines = [f"Fitted on {calibration.rows} validation rows and saved in `task.json`."]
+    for split, found in measured.items():
+        if "ece" in found:
+            lines.append(
+                f"- {split}: expected calibration error {found['ece_before']:.4f}, with temperature "
+                f"{calibration.temperature:.3f} {found['ece']:.4f} (equal mass: {found['ece_mass_before']:.4f}, "
+                f"{found['ece_mass']:.4f}); negative log-likelihood {found['nll_before']:.4f}, {found['nll']:.4f}"
+            )
+        for promised in calibration.quantiles:
+            percent = f"{100 * promised:g}"
+            kept, size = found[f"set_coverage_{percent}"], found[f"set_size_{percent}"]
+            lines.append(f"- {split}: sets that promise {percent} % hold {100 * kept:.1f} %, mean size {size:.3g}")
+        if "scope_auroc" in found:
+            lines.append(
+                f"- {split}: out-of-scope texts are told apart with AUROC {found['scope_auroc']:.4f}; the threshold "
+                f"finds {found['scope_recall']:.1%} of them and flags {found['scope_false_alarms']:.1%} of the others"
+            )
+    if "test" not in measured:
+        lines.append(
+            "\nThere was no test split: on the rows that it was fitted on calibration looks better than it is."
+        )
+    return "\n".join([lines[0], "", *lines[1:]])
 
 
 CARD_TEXT = """\
@@ -271,8 +300,12 @@ adapter.predict(["a text"])
 
 `baseline` is a bag-of-words model on the rows of the last split above. All settings are in `recipe.toml`.
 
+## How far to trust an answer
+
+{trust}
+
 ## Limits
 
-Texts are cut after {max_length} tokens (answers then say `truncated`). Probabilities are {temperature}. The scores hold
-for texts like those of the training data; on others they can be much lower, without any sign of it.
+Texts are cut after {max_length} tokens (answers then say `truncated`). The scores hold for texts like those of the
+training data; on others they can be much lower, without any sign of it.
 """

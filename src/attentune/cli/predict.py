@@ -8,11 +8,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from attentune.cli import show
+from attentune.cli import show, trust
 from attentune.errors import ConfigError, DataError
 
 Batch = Annotated[int, typer.Option("--batch-size", help="Rows in a batch.")]
 Backbone = Annotated[str | None, typer.Option(help="Another place to load the same backbone from.")]
+AbstainAt = Annotated[
+    float | None, typer.Option("--abstain-at", metavar="P", help="Abstain where the answer's probability is below P.")
+]
 
 
 def predict_command(
@@ -23,6 +26,11 @@ def predict_command(
         Path | None, typer.Option(help="Texts: lines of a .txt file, or a data file. Default: stdin.")
     ] = None,
     task: Annotated[list[str] | None, typer.Option(help="NAME=DIR instead of DIR; repeatable.")] = None,
+    abstain_at: AbstainAt = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Sets (numbers: intervals) that hold the truth with P: 0.9, 0.95 ..."),
+    ] = None,
     backbone: Backbone = None,
     batch_size: Batch = 32,
     json: show.Json = False,
@@ -47,7 +55,7 @@ def predict_command(
     names = [alone] * len(inputs) if alone is not None else None
     if alone is None and all(isinstance(row, dict) and "task" in row for row in inputs):
         names = [str(row["task"]) for row in inputs]
-    answers = predict_many(predictor, inputs, names, batch_size)
+    answers = predict_many(predictor, inputs, names, batch_size, abstain_at=abstain_at, coverage=coverage)
     if json:
         for answer in answers:
             show.as_json(answer)
@@ -59,21 +67,31 @@ def evaluate_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The adapter.")],
     data: Annotated[str, typer.Argument(help="Labelled rows: a file, a folder or a hub data set id.")],
     split: Annotated[str | None, typer.Option(help="train, validation or test; by default the last there is.")] = None,
+    abstain_at: AbstainAt = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page with the reliability and risk diagrams.")
+    ] = None,
     backbone: Backbone = None,
     batch_size: Batch = 32,
     json: show.Json = False,
 ) -> None:
-    """Score an adapter on labelled rows.
+    """Score an adapter on labelled rows, and how far its probabilities can be trusted.
 
-    Example: attentune evaluate sentiment test.csv
+    Example: attentune evaluate sentiment test.csv --abstain-at 0.8 --report sentiment.html
     """
     from attentune.predict import load
 
-    scores = load(folder, backbone).evaluate(data, split, batch_size)
+    adapter = load(folder, backbone)
+    found = adapter.judge(data, split, batch_size, abstain_at=abstain_at)
+    if report is not None:
+        trust.write(report, adapter, found)
+        show.progress(f"{report} written")
     if json:
-        show.as_json(scores)
-    else:
-        show.table(["score", "value"], list(scores.items()))
+        show.as_json({**found.scores, **found.trust})
+        return
+    show.table(["score", "value"], list(found.scores.items()))
+    if found.trust:
+        show.table(["trust", "value"], list(found.trust.items()))
 
 
 def _named(entries: list[str]) -> dict[str, str]:
@@ -134,6 +152,19 @@ def _short(item: Any, limit: int = 60) -> str:
 
 def _summary(answer: dict[str, Any]) -> str:
     """One line for people."""
+    told = _told(answer)
+    if answer.get("abstained"):
+        told = f"abstains: {told}"
+    if answer.get("out_of_scope"):
+        told = f"out of scope: {told}"
+    if "prediction_set" in answer:
+        return f"{told} {{{', '.join(answer['prediction_set'])}}}"
+    if "interval" in answer:
+        return "{} [{:.4g}, {:.4g}]".format(told, *answer["interval"])
+    return told
+
+
+def _told(answer: dict[str, Any]) -> str:
     if "label" in answer:
         return f"{answer['label']} ({answer['score']:.3f})"
     if "value" in answer:

@@ -37,6 +37,9 @@ def train_command(
     report_to: Annotated[
         list[str] | None, typer.Option(help="Follow the run in tensorboard, wandb or mlflow; repeatable.")
     ] = None,
+    out_of_scope: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="The class of texts that are not for the task.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill.")] = False,
     json: show.Json = False,
 ) -> None:
@@ -67,6 +70,7 @@ def train_command(
         **({"report_to": report_to} if report_to else {}),
         **({} if shots is None else {"shots": shots}),
         **parse_set(changes or []),
+        **({} if out_of_scope is None else {"task.out_of_scope": out_of_scope}),
     )
     if json:
         show.as_json({"output": str(result.folder), **result.metrics, "notes": result.notes})

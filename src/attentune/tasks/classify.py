@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from attentune.evaluation import metrics
+from attentune.evaluation import conformal, metrics
 from attentune.evaluation.metrics import Scores
 from attentune.evaluation.probabilities import sigmoid, softmax
 from attentune.tasks.sources import Row
-from attentune.tasks.task import Answer, Features, Logits, Task
+from attentune.tasks.task import Answer, Events, Features, Logits, Task, WithSets
 
 
-class TextTask(Task):
-    """What the tasks on whole texts share: tokenisation and cards."""
+class TextTask(Task, WithSets):
+    """What the tasks on whole texts share: tokenisation, cards, and sets."""
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> list[Features]:
         """Texts (or pairs, the longer one cut first) -> features."""
@@ -55,6 +55,14 @@ class TextTask(Task):
     def target(self, label: Any) -> Any:
         """The label of a row -> what the loss compares with."""
 
+    def events(self, logits: Sequence[Logits], features: Sequence[Features]) -> Events | None:
+        """Logits [N,C] with the targets of N rows: [N] class numbers, or [N,C] of 0 and 1."""
+        return (np.stack(logits), np.array([f.target for f in features])) if len(logits) else None
+
+    def set_size(self, answer: Answer) -> float:
+        """The number of classes in the set."""
+        return float(len(answer["prediction_set"]))
+
     def to_card(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {"kind": self.kind, "labels": list(self.labels), "pair": self.pair}
@@ -70,6 +78,7 @@ class Classification(TextTask):
     """Exactly one class a row. Answers: `label`, its `score`, `probabilities` by class."""
 
     kind: ClassVar[str] = "classification"
+    has_score: ClassVar[bool] = True
     labels: tuple[str, ...]
     pair: bool = False
 
@@ -98,6 +107,22 @@ class Classification(TextTask):
             "truncated": features.truncated,
         }
 
+    def is_right(self, answer: Answer, row: Row) -> bool:
+        """Whether it is the row's class."""
+        return answer["label"] == row["label"]
+
+    def strangeness(self, answer: Answer, row: Row) -> float:
+        """1 - p of the row's class (Sadinle, Lei, Wasserman 2019)."""
+        return 1.0 - answer["probabilities"][row["label"]]
+
+    def with_set(self, answer: Answer, quantile: float) -> Answer:
+        """With `prediction_set`, class names, the most probable first."""
+        return {**answer, "prediction_set": _members(answer["probabilities"], quantile, [answer["label"]])}
+
+    def covers(self, answer: Answer, row: Row) -> bool:
+        """Whether the set holds the row's class."""
+        return row["label"] in answer["prediction_set"]
+
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
         """Accuracy, macro F1, Matthews."""
         return metrics.score(self.kind, [a["label"] for a in answers], [row["label"] for row in rows])
@@ -107,10 +132,12 @@ class Classification(TextTask):
 class MultiLabel(TextTask):
     """Any number of classes a row: those whose probability is at least `threshold`.
 
-    Answers: `labels`, `probabilities`.
+    Answers: `labels`, `score` (the probability that every class is decided right, as if classes were independent),
+    `probabilities`.
     """
 
     kind: ClassVar[str] = "multilabel"
+    has_score: ClassVar[bool] = True
     labels: tuple[str, ...]
     pair: bool = False
     threshold: float = 0.5
@@ -132,11 +159,29 @@ class MultiLabel(TextTask):
         return [self._answer(sigmoid(z, temperature), f) for z, f in zip(logits, features, strict=True)]
 
     def _answer(self, p: Logits, features: Features) -> Answer:
+        on = p >= self.threshold
         return {
-            "labels": [name for name, value in zip(self.labels, p, strict=True) if value >= self.threshold],
+            "labels": [name for name, chosen in zip(self.labels, on, strict=True) if chosen],
+            "score": float(np.prod(np.where(on, p, 1.0 - p))),
             "probabilities": by_name(self.labels, p),
             "truncated": features.truncated,
         }
+
+    def is_right(self, answer: Answer, row: Row) -> bool:
+        """Whether these are the row's classes, all and no other."""
+        return set(answer["labels"]) == set(row["label"])
+
+    def strangeness(self, answer: Answer, row: Row) -> float:
+        """The largest 1 - p among the row's classes, 0 where it has none (Cauchois, Gupta, Duchi 2021)."""
+        return max((1.0 - answer["probabilities"][name] for name in row["label"]), default=0.0)
+
+    def with_set(self, answer: Answer, quantile: float) -> Answer:
+        """With `prediction_set`, class names that include all of the row's, the most probable first."""
+        return {**answer, "prediction_set": _members(answer["probabilities"], quantile, answer["labels"])}
+
+    def covers(self, answer: Answer, row: Row) -> bool:
+        """Whether the set holds all of the row's classes."""
+        return set(row["label"]) <= set(answer["prediction_set"])
 
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
         """Micro and macro F1, exact match."""
@@ -196,6 +241,28 @@ class Regression(TextTask):
             for z, f in zip(logits, features, strict=True)
         ]
 
+    def events(self, logits: Sequence[Logits], features: Sequence[Features]) -> Events | None:
+        """A number states no probability."""
+        return None
+
+    def strangeness(self, answer: Answer, row: Row) -> float:
+        """The distance to the row's number, in its own unit."""
+        return abs(answer["value"] - row["label"])
+
+    def with_set(self, answer: Answer, quantile: float) -> Answer:
+        """With `interval`, the lowest and the highest number."""
+        return {**answer, "interval": [answer["value"] - quantile, answer["value"] + quantile]}
+
+    def covers(self, answer: Answer, row: Row) -> bool:
+        """Whether the interval holds the row's number."""
+        low, high = answer["interval"]
+        return low <= row["label"] <= high
+
+    def set_size(self, answer: Answer) -> float:
+        """The width of the interval."""
+        low, high = answer["interval"]
+        return high - low
+
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
         """Pearson, Spearman, MSE, R2."""
         return metrics.score(self.kind, [a["value"] for a in answers], [row["label"] for row in rows])
@@ -213,3 +280,9 @@ class Regression(TextTask):
 def by_name(labels: Sequence[str], values: Logits) -> dict[str, float]:
     """Numbers by class name, in the order of the labels."""
     return {name: float(value) for name, value in zip(labels, values, strict=True)}
+
+
+def _members(probabilities: Mapping[str, float], quantile: float, always: Sequence[str]) -> list[str]:
+    """The classes with 1 - p of at most `quantile`, and those of the answer, the most probable first."""
+    inside = [name for name, p in probabilities.items() if name in always or conformal.is_inside(1.0 - p, quantile)]
+    return sorted(inside, key=lambda name: -probabilities[name])

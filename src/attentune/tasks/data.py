@@ -28,6 +28,8 @@ class Data:
     validation: list[Row]
     test: list[Row] = field(default_factory=list[Row])
     notes: tuple[str, ...] = ()
+    outside: dict[str, list[Row]] = field(default_factory=dict[str, list[Row]])
+    """Out-of-scope rows: those of `test`, and as `validation` all others, as none of them is learned."""
 
     @property
     def pair(self) -> bool:
@@ -42,11 +44,13 @@ def load_data(
     label: str | None = None,
     validation: float = 0.1,
     seed: int = 0,
+    out_of_scope: str | None = None,
 ) -> Data:
     """Read, guess, check and split.
 
     `kind` is one of classification (pair), multilabel, regression, tagging; `text` and `label` name columns;
-    `validation` is the share of training rows that is set aside when the source has no validation split.
+    `validation` is the share of training rows that is set aside when the source has no validation split;
+    rows of the class `out_of_scope` are set apart.
     """
     if isinstance(source, Data):
         return source
@@ -64,14 +68,18 @@ def load_data(
         kind = _guess(raw["train"], columns)
         notes.append(f"task: {kind}")
     splits = {name: check_rows(split.rows, columns, kind, name) for name, split in _with_labels(raw, columns, notes)}
-    labels = _labels(raw["train"], splits["train"], columns, kind)
+    outside: dict[str, list[Row]] = {}
+    if out_of_scope is not None:
+        splits, outside = set_apart(splits, kind, out_of_scope)
+        notes.append(f"out of scope: {', '.join(f'{len(rows)} {name} rows' for name, rows in outside.items())}")
+    labels = _labels(raw["train"], splits["train"], columns, kind, out_of_scope)
     for name, rows in splits.items():
         check_known(rows, kind, labels, name)
     train, held_out = splits["train"], splits.get("validation")
     if held_out is None:
         train, held_out = split_off(train, kind, validation, seed)
         notes.append(f"validation: {len(held_out)} of {len(splits['train'])} training rows set aside (seed {seed})")
-    return Data(kind, columns, labels, train, held_out, splits.get("test", []), tuple(notes))
+    return Data(kind, columns, labels, train, held_out, splits.get("test", []), tuple(notes), outside)
 
 
 def load_rows(source: Source, columns: Columns, kind: str, split: str | None = None) -> list[Row]:
@@ -116,13 +124,34 @@ def _with_labels(raw: dict[str, Raw], columns: Columns, notes: list[str]) -> lis
     return kept
 
 
-def _labels(raw: Raw, rows: list[Row], columns: Columns, kind: str) -> tuple[str, ...]:
+def _labels(raw: Raw, rows: list[Row], columns: Columns, kind: str, left_out: str | None) -> tuple[str, ...]:
     labels = raw.classes.get(columns.label or "") or classes_of(rows, kind)
+    labels = tuple(name for name in labels if name != left_out)
     if kind in {"classification", "tagging"} and len(labels) < 2:
         raise DataError(f"training has one class only, {', '.join(labels)}; at least two are needed")
     if kind == "multilabel" and not labels:
         raise DataError("no training row has a label; at least one is needed")
     return labels if kind != "regression" else ()
+
+
+def set_apart(splits: dict[str, list[Row]], kind: str, label: str) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
+    """Splits -> the same without the rows of the class `label`, and those rows: of test, and of all other splits."""
+    if kind != "classification":
+        raise ConfigError(f"out-of-scope rows are known by their class, which rows of {kind} do not have")
+    inside: dict[str, list[Row]] = {}
+    outside: dict[str, list[Row]] = {}
+    for name, rows in splits.items():
+        inside[name] = [row for row in rows if row["label"] != label]
+        found = [row for row in rows if row["label"] == label]
+        if found:
+            outside.setdefault("test" if name == "test" else "validation", []).extend(found)
+        if not inside[name]:
+            raise DataError(f"every {name} row is of the out-of-scope class {label!r}; others are needed to learn")
+    if "validation" not in outside:
+        raise DataError(
+            f"no training or validation row is of the out-of-scope class {label!r}, so none can choose the threshold"
+        )
+    return inside, outside
 
 
 def split_off(rows: list[Row], kind: str, share: float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -21,7 +21,7 @@ from attentune.evaluation import metrics
 from attentune.evaluation.metrics import Scores
 from attentune.evaluation.probabilities import softmax
 from attentune.tasks.sources import Row
-from attentune.tasks.task import IGNORED, Answer, Features, Inputs, Logits, Task, Word, padded
+from attentune.tasks.task import IGNORED, Answer, Events, Features, Inputs, Logits, Task, Word, padded
 
 WORD = re.compile(r"(?:[^\W\d_]\.){2,}|\w+(?:[-.,:'’&@/]\w+)*|\S")
 """A word of plain text: an abbreviation with dots, letters and digits with inner marks, or one other sign."""
@@ -32,11 +32,13 @@ class Tagging(Task):
     """One tag a word. Answers: `spans` (`text`, `label`, `start`, `end`, `score`); for lists of words also `tags`.
 
     `start` and `end` count characters of the text, or of the words joined by one space. A span's `score` is the mean
-    probability of its words' tags. Tags without B- and I- (parts of speech) make every word a span.
+    probability of its words' tags; the answer's `score` is the probability that every tag is right, as if words were
+    independent. Tags without B- and I- (parts of speech) make every word a span.
     """
 
     kind: ClassVar[str] = "tagging"
     head: ClassVar[Literal["sequence", "token"]] = "token"
+    has_score: ClassVar[bool] = True
     labels: tuple[str, ...]
     pair: bool = False
 
@@ -93,7 +95,24 @@ class Tagging(Task):
             scores.append(0.0 if best is None else float(p[word.position, best]))
         spans = [_span(features.words[a:b], name, scores[a:b]) for a, b, name in spans_of(tags)]
         words = [word.text for word in features.words]
-        return {"spans": spans, "words": words, "tags": tags, "truncated": features.truncated}
+        return {
+            "spans": spans,
+            "words": words,
+            "tags": tags,
+            "score": float(np.prod(scores)),
+            "truncated": features.truncated,
+        }
+
+    def events(self, logits: Sequence[Logits], features: Sequence[Features]) -> Events | None:
+        """Logits [N,C] and tag numbers [N] of the N words that a token stands for."""
+        read = [(i, word.position) for i, f in enumerate(features) for word in f.words if word.position is not None]
+        if not read:
+            return None
+        return np.stack([logits[i][t] for i, t in read]), np.array([features[i].target[t] for i, t in read])
+
+    def is_right(self, answer: Answer, row: Row) -> bool:
+        """Whether every word has its tag."""
+        return answer["tags"] == list(row["tags"])
 
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
         """Entity precision, recall and F1; a word that was cut off counts as untagged."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from attentune.errors import ConfigError
+from attentune.errors import ConfigError, UnsupportedError
 from attentune.evaluation.metrics import MAIN, Scores
 from attentune.tasks.sources import Row
 
@@ -26,6 +26,7 @@ Answer = dict[str, Any]
 Logits = NDArray[np.floating]
 Inputs = dict[str, list[int]]
 """One sequence for the model: its ids, mask and what else the tokenizer gives, T numbers each."""
+Events = tuple[Logits, NDArray[Any]]
 IGNORED = -100
 """The target of a position that has no label; the number that torch and transformers skip."""
 
@@ -60,6 +61,8 @@ class Task(ABC):
     head: ClassVar[Literal["sequence", "token"]] = "sequence"
     several: ClassVar[bool] = False
     """Whether a row may be several sequences: its logits are then packed, [L,C] with either head."""
+    has_score: ClassVar[bool] = False
+    """Whether answers have a `score`, the probability that the whole answer is right, as `is_right` judges it."""
     labels: tuple[str, ...]
     pair: bool
 
@@ -89,6 +92,18 @@ class Task(ABC):
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
         """Answers against labelled rows."""
 
+    def events(self, logits: Sequence[Logits], features: Sequence[Features]) -> Events | None:
+        """What was stated and what is true of labelled rows: logits [N,C] with targets [N] or [N,C].
+
+        The shape of the targets is explained in `evaluation.calibration`; N counts words for a task on words. None: the
+        kind of task states no probabilities, or the rows hold nothing to judge.
+        """
+        return None
+
+    def is_right(self, answer: Answer, row: Row) -> bool:
+        """Whether the whole answer is right, for a kind of task that `has_score`."""
+        raise UnsupportedError(f"an answer of {self.kind} is not simply right or wrong")
+
     @abstractmethod
     def target_tensor(self, targets: Sequence[Any], length: int) -> Tensor:
         """Targets of B rows -> one tensor; those of tokens are padded to `length`, the most tokens of a row."""
@@ -101,6 +116,26 @@ class Task(ABC):
     @abstractmethod
     def from_card(cls, card: Mapping[str, Any]) -> Self:
         """The task of a card."""
+
+
+class WithSets(ABC):
+    """A task whose answers can be widened to sets that hold the true one with a promised probability."""
+
+    @abstractmethod
+    def strangeness(self, answer: Answer, row: Row) -> float:
+        """How strange the true answer of a labelled row looks, by an answer without a set."""
+
+    @abstractmethod
+    def with_set(self, answer: Answer, quantile: float) -> Answer:
+        """The answer with the set of all that is no stranger than `quantile`; it always holds the answer itself."""
+
+    @abstractmethod
+    def covers(self, answer: Answer, row: Row) -> bool:
+        """Whether the set of an answer holds the truth."""
+
+    @abstractmethod
+    def set_size(self, answer: Answer) -> float:
+        """How much the set of an answer leaves open."""
 
 
 def collate(task: Task, features: Sequence[Features], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:

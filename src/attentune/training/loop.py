@@ -28,7 +28,7 @@ from attentune.evaluation.metrics import Scores
 from attentune.predict import logits_by_row
 from attentune.tasks import Features, Task
 from attentune.tasks.sources import Row
-from attentune.tasks.task import collate, pack
+from attentune.tasks.task import Logits, collate, pack
 from attentune.training.recipe import TrainingOptions
 from attentune.training.trackers import RunLog, check_trackers
 
@@ -251,12 +251,16 @@ def optimiser(model: PeftModel, training: TrainingOptions) -> torch.optim.Optimi
     return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=training.weight_decay)
 
 
-def evaluate(trainer: Trainer, task: Task, features: Sequence[Features], rows: Sequence[Row]) -> Scores:
-    """Scores of labelled rows with the model as it is, on every process."""
-    features, rows = _by_length(features, rows)
+def logits_of(trainer: Trainer, task: Task, features: Sequence[Features]) -> list[Logits]:
+    """The logits of each row with the model as it is, on every process."""
+    if not features:
+        return []
+    order = sorted(range(len(features)), key=lambda i: -len(features[i]))
+    ordered = [features[i] for i in order]
     trainer.compute_metrics = None
-    predictions = trainer.predict(cast("Any", Examples(features))).predictions
-    return score_logits(task, cast("Any", predictions), features, rows)
+    found = cast("Any", trainer.predict(cast("Any", Examples(ordered))).predictions)
+    back = dict(zip(order, logits_by_row(found, ordered, task), strict=True))
+    return [back[i] for i in range(len(features))]
 
 
 def score_logits(task: Task, logits: Any, features: Sequence[Features], rows: Sequence[Row]) -> Scores:

@@ -52,6 +52,12 @@ class TaskOptions:
     )
     pooling: str = option("mean", "what the head reads of a text: cls, mean, pooler, last or prefix")
     dropout: float = option(0.1, "dropout before the head while training")
+    out_of_scope: str | None = option(None, "the class of texts that are not for the task: not learned, but detected")
+    false_alarms: float | None = option(
+        None,
+        "share of validation rows that may be flagged out_of_scope; by default the out-of-scope rows choose the "
+        "threshold, and without such rows there is none",
+    )
 
 
 @dataclass(frozen=True)

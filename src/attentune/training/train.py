@@ -16,11 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from attentune import store
 from attentune.anatomy import max_length
 from attentune.backbones import fingerprint, hub_id, load_backbone, load_tokenizer, revision
+from attentune.confidence import Calibration, Judgement, Labelled, calibrate, check_scope, judge
 from attentune.errors import ConfigError, UnsupportedError
 from attentune.evaluation.metrics import check_name
 from attentune.heads import HeadConfig
 from attentune.methods import METHODS
 from attentune.model import TaskModel
+from attentune.predict import unlabelled
 from attentune.store import Backbone, TaskCard
 from attentune.tasks import Data, Features, Task, load_data, task_of
 from attentune.tasks.classify import Classification
@@ -29,7 +31,7 @@ from attentune.tasks.sources import Source
 from attentune.tasks.verbalise import Cloze, cloze_of
 from attentune.training import trackers
 from attentune.training.baseline import baseline
-from attentune.training.loop import Checkpoints, arguments, build_trainer, evaluate
+from attentune.training.loop import Checkpoints, arguments, build_trainer, logits_of
 from attentune.training.recipe import Recipe, TaskOptions, method_options, read_recipe, recipe_of, shipped_recipe
 from attentune.vocabulary import VocabularyHead, vocabulary_head
 
@@ -43,7 +45,8 @@ class Result:
     folder: Path
     card: TaskCard
     metrics: dict[str, Any]
-    """Scores of `validation`, `test` (if there is one) and the bag-of-words `baseline`; `run`: rows, steps, seconds."""
+    """Scores of `validation`, `test` (if there is one) and the bag-of-words `baseline`; `calibration`: of the same
+    splits what `confidence.Judgement.trust` lists; `run`: rows, steps, seconds."""
     notes: tuple[str, ...]
     """What was guessed from the data."""
 
@@ -85,10 +88,10 @@ def train(
     learned, vocabulary, note = phrased(task_of(rows), chosen.task, backbone, base, tokenizer)
     if note:
         report(note)
+    check_scope(learned, chosen.task.false_alarms)
     metric = check_name(rows.kind, chosen.task.metric or learned.main_metric, rows.labels)
     model = adapt(base, tokenizer, learned, chosen, vocabulary)
     limit = longest(model, chosen, tokenizer)
-    card = TaskCard(target.name, chosen.method, learned, rows.columns, origin, limit, chosen.task.pooling)
     begin = time.perf_counter()
     features = encode_splits(learned, tokenizer, rows, limit)
     checkpoints = Checkpoints(target, identity=[chosen.to_toml(), origin.fingerprint, rows.train])
@@ -104,12 +107,21 @@ def train(
     )
     trackers.attach(trainer, target)
     done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
-    metrics: dict[str, Any] = {
-        name: evaluate(trainer, learned, features[name], getattr(rows, name))
-        for name in ("validation", "test")
-        if features[name]
+    logits = {name: logits_of(trainer, learned, found) for name, found in features.items() if name != "train"}
+    known = {
+        name: Labelled(logits[name], features[name], split, logits[f"outside {name}"])
+        for name, split in (("validation", rows.validation), ("test", rows.test))
+        if split
     }
+    calibration = calibrate(learned, known["validation"], chosen.task.out_of_scope, chosen.task.false_alarms)
+    judged = {name: judge(learned, calibration, given) for name, given in known.items()}
+    metrics: dict[str, Any] = {
+        **{name: one.scores for name, one in judged.items()},
+        "calibration": {name: one.trust for name, one in judged.items()},
+    }
+    card = TaskCard(target.name, chosen.method, learned, rows.columns, origin, limit, chosen.task.pooling, calibration)
     if trainer.is_world_process_zero():
+        report(_told(calibration, judged))
         last = rows.test or rows.validation
         metrics["baseline"] = baseline(rows.kind, rows.train, last, rows.labels)
         metrics["run"] = {
@@ -135,6 +147,17 @@ def changes_of(
     return {**{key: value for key, value in named.items() if value is not None}, **overrides}
 
 
+def _told(calibration: Calibration, judged: Mapping[str, Judgement]) -> str:
+    """One line on calibration."""
+    name, last = list(judged.items())[-1]
+    if last.after is None or last.before is None:
+        return "calibration: this kind of task states no probabilities"
+    return (
+        f"calibration: temperature {calibration.temperature:.3f}, "
+        f"expected error on {name} {last.before.error:.4f} -> {last.after.error:.4f}"
+    )
+
+
 def choose(
     data: Source | Data, method: str | None, recipe: str | Path | Recipe | None, changes: Mapping[str, Any]
 ) -> tuple[Data, Recipe]:
@@ -147,7 +170,9 @@ def choose(
         raise ConfigError(f"the recipe is for {first.method}, and the method asked for is {method}; drop one of them")
     wanted = first.override(changes)
     options = wanted.task
-    rows = load_data(data, options.kind, options.text, options.label, options.validation)
+    rows = load_data(
+        data, options.kind, options.text, options.label, options.validation, out_of_scope=options.out_of_scope
+    )
     if recipe is None:
         wanted = shipped_recipe(rows.kind, first.method, rows.pair).override(changes)
     if options.shots is not None and options.template is None and rows.kind == "classification":
@@ -229,11 +254,12 @@ def longest(model: PeftModel, recipe: Recipe, tokenizer: PreTrainedTokenizerBase
 
 
 def encode_splits(task: Task, tokenizer: PreTrainedTokenizerBase, rows: Data, limit: int) -> dict[str, list[Features]]:
-    """Every split -> features."""
-    return {
-        name: task.encode(tokenizer, split, limit)
-        for name, split in (("train", rows.train), ("validation", rows.validation), ("test", rows.test))
+    """Every split -> features; those of out-of-scope rows, without a target, as `outside validation` and `... test`."""
+    splits = {"train": rows.train, "validation": rows.validation, "test": rows.test}
+    outside = {
+        f"outside {name}": [unlabelled(row) for row in rows.outside.get(name, [])] for name in ("validation", "test")
     }
+    return {name: task.encode(tokenizer, split, limit) for name, split in {**splits, **outside}.items()}
 
 
 def finish(model: PeftModel, backbone: str) -> None:

@@ -1,0 +1,223 @@
+"""How far an answer can be trusted: fitted on validation rows, kept in the task card, applied to every answer.
+
+    logits of validation rows --calibrate--> Calibration (in the card)
+    logits + Calibration      --answers-->   answers: calibrated `score` and `probabilities`, and where asked for
+                                             `abstained`, `prediction_set` or `interval`, `out_of_scope`
+    logits of labelled rows   --judge-->     Judgement: scores, calibration error, coverage, risk
+
+The mathematics lies in `evaluation`. The temperature and the quantiles come from the same validation rows; that bends
+the promise by the one number that the temperature is, and by the choice of the best epoch. What is kept of the promise
+is therefore measured on the test split.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from attentune.errors import ConfigError, StoreError
+from attentune.evaluation import calibration as maths
+from attentune.evaluation import conformal, scope, selective
+from attentune.evaluation.calibration import Reliability
+from attentune.evaluation.metrics import Scores
+from attentune.evaluation.selective import RiskCoverage
+from attentune.tasks import Answer, Features, Task
+from attentune.tasks.sources import Row
+from attentune.tasks.task import Logits, WithSets
+
+
+@dataclass(frozen=True)
+class Scope:
+    """When a text is not for the task: its `score` (a name in `evaluation.scope.SCORES`) is at least `threshold`."""
+
+    score: str
+    threshold: float
+    label: str | None = None
+    """The class of rows outside in the data, if they have one."""
+
+    def of(self, logits: Sequence[Logits]) -> np.ndarray[Any, Any]:
+        """Logits [C] of N rows -> how strange each is [N]."""
+        return scope.SCORES[self.score](np.stack(logits))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a task card keeps of the validation rows; the default is that of an adapter that was never calibrated."""
+
+    temperature: float = 1.0
+    rows: int = 0
+    """Validation rows behind it."""
+    quantiles: Mapping[float, float] = field(default_factory=dict[float, float])
+    """Promised coverage -> the strangeness up to which an answer belongs to the set (for a number: the distance)."""
+    scope: Scope | None = None
+
+    def to_card(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "temperature": self.temperature,
+            "rows": self.rows,
+            "quantiles": {str(coverage): value for coverage, value in self.quantiles.items()},
+            "scope": None if self.scope is None else vars(self.scope),
+        }
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> Self:
+        """The way back; what the card does not have is not calibrated."""
+        found = card.get("scope")
+        if found is not None and found["score"] not in scope.SCORES:
+            raise StoreError(
+                f"the task card names the scope score {found['score']!r}; there are {', '.join(scope.SCORES)}"
+            )
+        return cls(
+            temperature=float(card.get("temperature", 1.0)),
+            rows=int(card.get("rows", 0)),
+            quantiles={float(coverage): float(value) for coverage, value in card.get("quantiles", {}).items()},
+            scope=None if found is None else Scope(found["score"], float(found["threshold"]), found["label"]),
+        )
+
+    def quantile(self, coverage: float) -> float:
+        """The quantile of a promised coverage, or a ConfigError that names the promises that the card can keep."""
+        if coverage not in self.quantiles:
+            there = ", ".join(map(str, self.quantiles)) or "none, its validation split was too small"
+            raise ConfigError(f"no prediction sets with coverage {coverage}; the task card has {there}")
+        return self.quantiles[coverage]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled rows with their logits, and the logits of rows that are out of scope."""
+
+    logits: Sequence[Logits]
+    features: Sequence[Features]
+    rows: Sequence[Row]
+    outside: Sequence[Logits] = ()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How good an adapter is on labelled rows, and how well it knows."""
+
+    scores: Scores
+    """The scores of the kind of task."""
+    trust: Scores
+    """`ece`, `ece_mass`, `brier`, `nll`, and each with `_before` for temperature 1; `aurc` and `risk_at_90` (the share
+    of wrong answers among the surest 90 %); `answered` and `risk` where abstention was asked for; `set_coverage_90` and
+    `set_size_90` for each promise (for a number the width of the interval); `scope_*` where rows outside were given.
+    """
+    before: Reliability | None = None
+    after: Reliability | None = None
+    curve: RiskCoverage | None = None
+
+
+def calibrate(
+    task: Task, validation: Labelled, scope_label: str | None = None, false_alarms: float | None = None
+) -> Calibration:
+    """Fit everything on labelled validation rows.
+
+    The out-of-scope threshold needs rows outside, or `false_alarms`, the share of rows inside that it may flag; with
+    both, `false_alarms` decides.
+    """
+    events = task.events(validation.logits, validation.features)
+    temperature = 1.0 if events is None else maths.fit_temperature(*events)
+    quantiles: dict[float, float] = {}
+    if isinstance(task, WithSets):
+        found = task.decode(validation.logits, validation.features, temperature)
+        strange = [task.strangeness(a, row) for a, row in zip(found, validation.rows, strict=True)]
+        quantiles = conformal.quantiles(strange)
+    return Calibration(temperature, len(validation.rows), quantiles, _scope(validation, scope_label, false_alarms))
+
+
+def check_scope(task: Task, false_alarms: float | None) -> None:
+    """A ConfigError where a task cannot turn away this share of validation rows."""
+    if false_alarms is not None:
+        selective.check_share("false_alarms", false_alarms)
+        if task.kind != "classification":
+            raise ConfigError(f"out-of-scope texts are told by the scores of classes, which {task.kind} does not have")
+
+
+def _scope(validation: Labelled, label: str | None, false_alarms: float | None) -> Scope | None:
+    if false_alarms is None and not validation.outside:
+        return None
+    inside = np.stack(validation.logits)
+    outside = np.stack(validation.outside) if validation.outside else None
+    name = "energy" if outside is None else scope.choose_score(inside, outside)
+    score = scope.SCORES[name]
+    if false_alarms is not None or outside is None:
+        return Scope(name, scope.threshold_without(score(inside), false_alarms or 0.0), label)
+    return Scope(name, scope.threshold(score(inside), score(outside)), label)
+
+
+def check_wishes(task: Task, calibration: Calibration, abstain_at: float | None, coverage: float | None) -> None:
+    """A ConfigError where a task cannot abstain, or cannot keep the promised coverage."""
+    if abstain_at is not None:
+        selective.check_share("abstain_at", abstain_at)
+        if not task.has_score:
+            raise ConfigError(f"an answer of {task.kind} has no probability to abstain at")
+    if coverage is not None:
+        if not isinstance(task, WithSets):
+            raise ConfigError(f"there are no prediction sets for {task.kind}")
+        calibration.quantile(coverage)
+
+
+def answers(
+    task: Task,
+    calibration: Calibration,
+    logits: Sequence[Logits],
+    features: Sequence[Features],
+    abstain_at: float | None = None,
+    coverage: float | None = None,
+) -> list[Answer]:
+    """Logits a row -> answers, with calibrated probabilities and what was asked for."""
+    check_wishes(task, calibration, abstain_at, coverage)
+    found = task.decode(logits, features, calibration.temperature)
+    if abstain_at is not None:
+        found = [{**a, "abstained": a["score"] < abstain_at} for a in found]
+    if coverage is not None and isinstance(task, WithSets):
+        found = [task.with_set(a, calibration.quantile(coverage)) for a in found]
+    if calibration.scope is not None and found:
+        strange = calibration.scope.of(logits)
+        flags = strange >= calibration.scope.threshold
+        found = [
+            {**a, "out_of_scope": bool(flag), "out_of_scope_score": float(score)}
+            for a, flag, score in zip(found, flags, strange, strict=True)
+        ]
+    return found
+
+
+def judge(task: Task, calibration: Calibration, given: Labelled, abstain_at: float | None = None) -> Judgement:
+    """Score labelled rows, and how well the answers know what they are worth."""
+    check_wishes(task, calibration, abstain_at, None)
+    found = task.decode(given.logits, given.features, calibration.temperature)
+    trust: Scores = {}
+    before = after = curve = None
+    if (events := task.events(given.logits, given.features)) is not None:
+        trust |= maths.scores(*events, calibration.temperature)
+        trust |= {f"{name}_before": value for name, value in maths.scores(*events, 1.0).items()}
+        before, after = (
+            maths.reliability(*maths.judged(maths.probabilities(*events, t), events[1]))
+            for t in (1.0, calibration.temperature)
+        )
+    if task.has_score:
+        right = [task.is_right(a, row) for a, row in zip(found, given.rows, strict=True)]
+        sure = [a["score"] for a in found]
+        curve = selective.risk_coverage(sure, right)
+        trust |= {"aurc": curve.area, "risk_at_90": curve.risk_at(0.9)}
+        if abstain_at is not None:
+            trust |= selective.abstain(sure, right, abstain_at)
+    if isinstance(task, WithSets):
+        trust |= _kept_promises(task, calibration, found, given.rows)
+    if calibration.scope is not None and given.outside:
+        inside, outside = calibration.scope.of(given.logits), calibration.scope.of(given.outside)
+        trust |= scope.detection(inside, outside, calibration.scope.threshold)
+    return Judgement(task.score(found, given.rows), trust, before, after, curve)
+
+
+def _kept_promises(task: WithSets, calibration: Calibration, found: list[Answer], rows: Sequence[Row]) -> Scores:
+    kept: Scores = {}
+    for coverage, quantile in calibration.quantiles.items():
+        sets = [task.with_set(a, quantile) for a in found]
+        percent = f"{100 * coverage:g}"
+        kept[f"set_coverage_{percent}"] = float(np.mean([task.covers(a, r) for a, r in zip(sets, rows, strict=True)]))
+        kept[f"set_size_{percent}"] = float(np.mean([task.set_size(a) for a in sets]))
+    return kept
