@@ -28,7 +28,7 @@ def test_auroc_counts_pairs(inside: list[float], outside: list[float]) -> None:
 @given(VALUES, VALUES)
 def test_no_threshold_has_a_larger_sum_of_recalls(inside: list[float], outside: list[float]) -> None:
     def recalls(at: float) -> float:
-        return np.mean([b >= at for b in outside]) + np.mean([a < at for a in inside])
+        return float(np.mean([b >= at for b in outside]) + np.mean([a < at for a in inside]))
 
     at = scope.threshold(inside, outside)
     assert recalls(at) == pytest.approx(max(recalls(t / 4) for t in range(-40, 44)))

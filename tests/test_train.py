@@ -226,5 +226,4 @@ def test_two_processes_write_one_adapter(tiny_bert: Path, tmp_path: Path) -> Non
     assert {f.name for f in (tmp_path / "a").iterdir()} == FOLDER
     assert not (tmp_path / "a.training").exists()
     assert printed["run"]["steps"] == 2 * 5  # 37 rows, 8 in a step
-    found = attentune.load(tmp_path / "a").evaluate(tmp_path / "data")
-    assert {name: found[name] for name in printed["validation"]} == pytest.approx(printed["validation"])
+    assert attentune.load(tmp_path / "a").judge(tmp_path / "data").scores == pytest.approx(printed["validation"])

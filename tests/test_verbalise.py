@@ -125,7 +125,7 @@ def test_trained_words(masked_bert: Path, tmp_path: Path) -> None:
     card = json.loads((tmp_path / "a" / "task.json").read_text())["task"]
     assert (card["template"], card["words"]) == ("{text} It was {mask}.", ["bad", "good"])
     adapter = attentune.load(result.folder)
-    assert adapter.evaluate(data) == pytest.approx(result.metrics["validation"])
+    assert adapter.judge(data).scores == pytest.approx(result.metrics["validation"])
     # In one batch with a task of a linear head and another method, each row as if alone.
     other = train(rows_of("pair"), "pasta", tmp_path / "b", str(masked_bert), **QUICK)
     tasks = {"a": result.folder, "b": other.folder}

@@ -82,7 +82,7 @@ def judged(p: Array, targets: NDArray[np.generic]) -> tuple[Array, NDArray[np.bo
     """Probabilities [N,C] -> the stated ones that are judged [M] and whether each came true [M]."""
     if targets.ndim == 1:
         return p.max(axis=1), p.argmax(axis=1) == targets
-    return p.ravel(), targets.ravel() > 0
+    return p.ravel(), targets.ravel().astype(bool)
 
 
 def brier(p: Array, targets: NDArray[np.generic]) -> float:
@@ -100,7 +100,7 @@ def log_loss(logits: NDArray[np.floating], targets: NDArray[np.generic], tempera
     """Mean -log of the probability of what is true, in nats, from the logits so that nothing underflows."""
     z = np.asarray(logits, dtype=float) / temperature
     if targets.ndim == 1:
-        return float(np.mean(logsumexp(z, axis=1) - z[np.arange(len(z)), targets.astype(int)]))
+        return float(np.mean(np.asarray(logsumexp(z, axis=1)) - z[np.arange(len(z)), targets.astype(int)]))
     return float(np.mean(np.logaddexp(0.0, z) - z * targets.astype(float)))
 
 
