@@ -102,7 +102,7 @@ def test_several_seeds(tiny_bert: Path, tmp_path: Path) -> None:
     assert "mean over 3 seeds" in (tmp_path / "a" / "README.md").read_text()
     kept = attentune.load(tmp_path / "a")
     assert kept.card.name == "a"
-    assert kept.evaluate(MANY, split="test") == pytest.approx(saved["test"])
+    assert kept.judge(MANY, split="test").scores == pytest.approx(saved["test"])
     # The saved recipe gives the same adapter by itself.
     alone = attentune.train(MANY, None, tmp_path / "b", str(tiny_bert), tmp_path / "a" / "recipe.toml")
     assert alone.metrics["test"] == saved["test"]
