@@ -26,6 +26,7 @@ LAYERS = {
     "attentune.model": 5,
     "attentune.predict": 6,
     "attentune.store": 5,
+    "attentune.serving": 7,
     "attentune.training": 7,
     "attentune.comparison": 8,
     "attentune.cli": 9,

@@ -178,22 +178,28 @@ class Heads(nn.Module):
             for layer, group in groups
             for name, rows in _by_name(group, batch, device)
         ]
-        counts = torch.zeros(batch, dtype=torch.long, device=device)
-        if not answers:
-            return TaskOutput(num_labels=counts, last_hidden_state=states.last)
-        dtype = answers[0][1].dtype
-        fill, widest = torch.finfo(dtype).min, max(answer.shape[-1] for _, answer in answers)
-        token = any(answer.dim() == 3 for _, answer in answers)
-        shape = (batch, states.last.shape[1], widest) if token else (batch, widest)
-        logits = torch.full(shape, fill, dtype=dtype, device=device)
-        for rows, answer in answers:
-            counts = counts.index_fill(0, rows, answer.shape[-1])
-            answer = nn.functional.pad(answer.to(dtype), (0, widest - answer.shape[-1]), value=fill)
-            if token and answer.dim() == 2:
-                answer = nn.functional.pad(answer[:, None], (0, 0, 0, shape[1] - 1), value=fill)
-            logits = logits.index_copy(0, rows, answer)
-        headless = sum(len(rows) for rows, _ in answers) < batch
-        return TaskOutput(logits=logits, num_labels=counts, last_hidden_state=states.last if headless else None)
+        return assemble(answers, states)
+
+
+def assemble(answers: Sequence[tuple[Tensor, Tensor]], states: States) -> TaskOutput:
+    """(rows [R], their logits [R,C] or [R,T,C]) of the heads of a mixed batch -> its output."""
+    batch, device = len(states.last), states.last.device
+    counts = torch.zeros(batch, dtype=torch.long, device=device)
+    if not answers:
+        return TaskOutput(num_labels=counts, last_hidden_state=states.last)
+    dtype = answers[0][1].dtype
+    fill, widest = torch.finfo(dtype).min, max(answer.shape[-1] for _, answer in answers)
+    token = any(answer.dim() == 3 for _, answer in answers)
+    shape = (batch, states.last.shape[1], widest) if token else (batch, widest)
+    logits = torch.full(shape, fill, dtype=dtype, device=device)
+    for rows, answer in answers:
+        counts = counts.index_fill(0, rows, answer.shape[-1])
+        answer = nn.functional.pad(answer.to(dtype), (0, widest - answer.shape[-1]), value=fill)
+        if token and answer.dim() == 2:
+            answer = nn.functional.pad(answer[:, None], (0, 0, 0, shape[1] - 1), value=fill)
+        logits = logits.index_copy(0, rows, answer)
+    headless = sum(len(rows) for rows, _ in answers) < batch
+    return TaskOutput(logits=logits, num_labels=counts, last_hidden_state=states.last if headless else None)
 
 
 def _by_name(group: Group, batch: int, device: torch.device) -> Iterator[tuple[str, Tensor]]:

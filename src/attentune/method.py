@@ -8,7 +8,7 @@ per row). Training reads them for one task, serving row by row: the line of math
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum, StrEnum
 from typing import Any, ClassVar
@@ -76,6 +76,21 @@ class Group:
     """[R] index into names, a row each; None: the one adapter serves every row (R = 1)."""
     rows: Tensor | None = None
     """[R] which rows of the batch; None: all of them, in order."""
+    tensors: Mapping[Any, Params] | None = None
+    """Layer -> the rows' parameters, [R, ...] or [1, ...], where a bank holds them instead of the layers."""
+
+    def members(self) -> Iterator[tuple[str, Group, Tensor | None]]:
+        """(name, group of that adapter alone, its rows among the group's: None for all)."""
+        for i, name in enumerate(self.names):
+            mine = None if self.which is None else (self.which == i).nonzero().squeeze(-1)
+            tensors = self.tensors
+            if tensors is not None and mine is not None:
+                # Equal tasks have equal rows: the first stands for them all.
+                tensors = {
+                    layer: {key: value if len(value) == 1 else value[mine[:1]] for key, value in p.items()}
+                    for layer, p in tensors.items()
+                }
+            yield name, Group(self.method, self.cfg, (name,), tensors=tensors), mine
 
 
 # Functions, where a call of `dict[...]` would break the compiler's graph.

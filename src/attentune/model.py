@@ -95,6 +95,14 @@ class TaskModel(nn.Module):
         if adapter_names is not None:
             with rows(self, list(adapter_names), dict(self._configs)):
                 return self.forward(input_ids, attention_mask, None, output_hidden_states, **kwargs)
+        states = self.states(input_ids, attention_mask, **kwargs)
+        answer = self.heads(states)
+        if output_hidden_states:
+            answer.last_hidden_state = states.last
+        return answer
+
+    def states(self, input_ids: Tensor | None, attention_mask: Tensor | None, **kwargs: Any) -> States:
+        """What the backbone with its adapters makes of a batch: all that heads read."""
         if self.config.model_type == "longformer" and kwargs.get("global_attention_mask") is None:
             lead: Tensor = kwargs["inputs_embeds"][..., 0] if input_ids is None else input_ids
             first = torch.zeros_like(lead, dtype=torch.long)
@@ -102,12 +110,7 @@ class TaskModel(nn.Module):
             kwargs["global_attention_mask"] = first
         out = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         pooler = getattr(out, "pooler_output", None)
-        answer = self.heads(
-            States(out.last_hidden_state, attention_mask, pooler, self._prefix(), input_ids, self.heads.vocabulary)
-        )
-        if output_hidden_states:
-            answer.last_hidden_state = out.last_hidden_state
-        return answer
+        return States(out.last_hidden_state, attention_mask, pooler, self._prefix(), input_ids, self.heads.vocabulary)
 
     def _prefix(self) -> Tensor | None:
         """[B,D] the first prompt row's last state."""

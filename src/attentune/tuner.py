@@ -322,9 +322,19 @@ def rows(model: nn.Module, names: list[str], configs: dict[str, Any]) -> Generat
     """Give each row of the batches run inside its own adapter; "__base__" is the backbone alone.
 
     Raises:
-        UnsupportedError: an unknown name, a merged adapter, or a native head that not all named adapters have.
+        UnsupportedError: an unknown name, and what `requested` raises.
     """
-    request = RowRequest.of(names, configs)
+    with requested(model, RowRequest.of(names, configs)):
+        yield
+
+
+@contextmanager
+def requested(model: nn.Module, request: RowRequest) -> Generator[None]:
+    """Serve the batches run inside by row, as the request says.
+
+    Raises:
+        UnsupportedError: a merged adapter, or a native head that not all named adapters have.
+    """
     merged = {n for m in model.modules() if isinstance(m, AdapterLayer) for n in m.merged_adapters}
     if merged:
         raise UnsupportedError(

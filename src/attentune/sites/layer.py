@@ -58,12 +58,20 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             self.frozen_peft_weight_names = {**self.frozen_peft_weight_names, name: frozen}
         self.set_adapter(list(self.active_adapters), inference_mode=inference_mode)
 
+    def hollow(self, name: str) -> None:
+        """Forget an adapter's tensors and keep its place: a bank holds them, and hands them over with each batch."""
+        for key in self.adapter_layer_names:
+            if name in getattr(self, key):
+                del getattr(self, key)[name]
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """One adapter's tensors, without the row axis."""
         return {key: getattr(self, key)[name] for key in self.adapter_layer_names if name in getattr(self, key)}
 
     def params(self, group: Group) -> Params:
         """The tensors of a group's rows, [R, ...]: R = 1 for a single adapter, else a row each."""
+        if group.tensors is not None:
+            return group.tensors[self]
         sets = [self.tensors(name) for name in group.names]
         if group.which is None:
             return {key: value[None] for key, value in sets[0].items()}

@@ -34,6 +34,11 @@ class RowRequest:
             raise UnsupportedError(f"no such adapter: {unknown}; loaded are {sorted(configs)} (and {BASE!r})")
         return cls(tuple(names), dict(configs))
 
+    @classmethod
+    def given(cls, names: Sequence[str], groups: tuple[Group, ...], device: torch.device) -> RowRequest:
+        """A request whose groups are made already, by a bank."""
+        return cls(tuple(names), {}, {(len(names), device): groups})
+
     def per_row(self, batch: int) -> tuple[str, ...]:
         """One name for each of `batch` rows; a multiple of the request repeats every row (beam search).
 

@@ -371,16 +371,15 @@ class Stack(nn.Module):
         try:
             for group in frame.groups:
                 rows = group.rows if group.rows is not None else torch.arange(frame.batch, device=context.device)
-                for i, name in enumerate(group.names):
-                    mine = rows if group.which is None else rows[group.which == i]
+                for _, alone, at in group.members():
+                    mine = rows if at is None else rows[at]
                     part = {
                         key: value.index_select(0, mine)
                         if key in ("hidden_states", "attention_mask", "query_states") and value is not None
                         else value
                         for key, value in call.items()
                     }
-                    only = (Group(group.method, group.cfg, (name,)),)
-                    self.frame = replace(frame, groups=only, batch=len(mine), memo={}, seen={}, views={})
+                    self.frame = replace(frame, groups=(alone,), batch=len(mine), memo={}, seen={}, views={})
                     context = context.index_copy(0, mine, module.forward(**part)[0])
         finally:
             self.frame = frame

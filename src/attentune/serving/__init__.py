@@ -1,0 +1,5 @@
+"""Serving: a bank of any number of tasks on one frozen backbone, and what answers requests from it."""
+
+from attentune.serving.bank import Bank
+
+__all__ = ["Bank"]

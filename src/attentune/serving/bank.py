@@ -1,0 +1,284 @@
+"""The bank: any number of tasks on one frozen backbone; adding, replacing and removing one touches no other."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig
+from safetensors.torch import load
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from attentune import store
+from attentune.backbones import fingerprint, load_backbone, same_backbone
+from attentune.errors import ConfigError, StoreError, UnsupportedError
+from attentune.heads import HeadConfig, States, TaskOutput, assemble
+from attentune.method import METHODS, MethodConfig
+from attentune.model import TaskModel
+from attentune.serving.shelf import PREFIX, Shelf, digest, frozen_tensors
+from attentune.serving.tiers import Tiers
+from attentune.sites.rows import BASE, RowRequest
+from attentune.store import TaskCard
+from attentune.tuner import requested
+
+
+@dataclass(frozen=True)
+class Head:
+    """A task's linear head: the last numbers of its row, weight [C,D] then bias [C]."""
+
+    kind: str
+    pooling: str
+    num_labels: int
+    hidden: int
+
+    @property
+    def size(self) -> int:
+        """C * (D + 1)."""
+        return self.num_labels * (self.hidden + 1)
+
+    def answer(self, rows: Sequence[Tensor], at: Tensor, states: States) -> Tensor:
+        """The heads [C*(D+1)] of rows `at` of the batch -> logits [R,C] or [R,T,C]."""
+        alone = all(row is rows[0] for row in rows)
+        flat = rows[0][None] if alone else torch.stack(list(rows))
+        weight = flat[:, : self.num_labels * self.hidden].unflatten(1, (self.num_labels, self.hidden))
+        bias = flat[:, self.num_labels * self.hidden :]
+        x = (states.last.index_select(0, at) if self.kind == "token" else states.pooled(self.pooling, at)).float()
+        if alone:
+            return torch.nn.functional.linear(x, weight[0], bias[0])
+        if self.kind == "token":
+            return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+        return torch.baddbmm(bias[:, None], x[:, None], weight.transpose(1, 2)).squeeze(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One version of one task; a replaced task is another entry."""
+
+    name: str
+    folder: Path
+    card: TaskCard
+    shelf: Shelf
+    head: Head
+
+    @property
+    def bytes(self) -> int:
+        """Of its row."""
+        return 4 * (self.shelf.size + self.head.size)
+
+
+class Bank:
+    """Tasks by name on one backbone, called as a TaskModel is: ids, mask, a name a row -> logits.
+
+    A batch may mix tasks, methods, shapes, label counts, token and text heads, and rows of the bare backbone
+    ("__base__") at will; every row's answer is that of its adapter alone. Tasks may be added, replaced and removed
+    while batches run: a batch keeps what it began with.
+    """
+
+    def __init__(
+        self,
+        backbone: str | PreTrainedModel = "minilm",
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        hot_bytes: int | None = None,
+        warm_bytes: int | None = None,
+    ) -> None:
+        """Load the backbone.
+
+        `hot_bytes` bounds what adapters take on the device, `warm_bytes` in memory (on a CPU only the latter counts);
+        what does not fit is read from its folder when it is asked for.
+        """
+        base = load_backbone(backbone, dtype) if isinstance(backbone, str) else backbone
+        self.fingerprint = fingerprint(base)
+        self.model = TaskModel(base).eval().requires_grad_(False)
+        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.tiers = Tiers(self._read, self.model.device, hot_bytes, warm_bytes)
+        self._tasks: dict[str, Entry] = {}
+        self._shelves: dict[tuple[str, str, str], Shelf] = {}
+        self._interned: dict[Any, Any] = {}
+        # One forward at a time: a batch in flight lives on the model. Installing a shelf's hooks waits for it, too.
+        self._running = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks."""
+        return list(self._tasks)
+
+    def entry(self, name: str) -> Entry:
+        """The present version of a task.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        entry = self._tasks.get(name)
+        if entry is None:
+            raise ConfigError(f"no task {name!r} in the bank")
+        return entry
+
+    def card(self, name: str) -> TaskCard:
+        """The card of a task; raises as `entry` does."""
+        return self.entry(name).card
+
+    def add(self, name: str, folder: str | Path, pinned: bool = False) -> Entry:
+        """Add a task from its adapter folder, or replace the one of that name; checked before anything changes.
+
+        Raises:
+            StoreError: the folder is incomplete, belongs to another backbone, does not fit it, or holds numbers that
+                are not finite.
+            ConfigError: the name is reserved.
+        """
+        if name == BASE:
+            raise ConfigError(f"{BASE} is the name of the bare backbone; choose another")
+        stored = store.read(folder)
+        self._check(name, stored.card)
+        tensors = _tensors(stored.folder)
+        config: Any = PeftConfig.from_pretrained(str(stored.folder))
+        if not isinstance(config, MethodConfig):
+            raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter, which the bank does not serve")
+        shelf = self._shelf(config, tensors)
+        entry = Entry(name, stored.folder, self._intern(stored.card), shelf, _head(config, shelf, tensors))
+        row = _row(entry, tensors)
+        old = self._tasks.get(name)
+        self.tiers.put(entry, row)
+        self.tiers.pin(entry, pinned)
+        self._tasks[name] = entry
+        if old is not None:
+            self.tiers.drop(old)
+        return entry
+
+    def remove(self, name: str) -> None:
+        """Take a task out; raises as `entry` does."""
+        entry = self.entry(name)
+        del self._tasks[name]
+        self.tiers.drop(entry)
+
+    def __call__(
+        self, input_ids: Tensor, attention_mask: Tensor, adapter_names: Sequence[str | Entry], **inputs: Tensor
+    ) -> TaskOutput:
+        """input_ids [B,T], attention_mask [B,T], a task (or an entry that was looked up before) a row -> logits.
+
+        Raises:
+            ConfigError: an unknown task.
+            StoreError: a cold task cannot be read.
+        """
+        if len(adapter_names) != len(input_ids):
+            raise UnsupportedError(
+                f"{len(adapter_names)} names were given for {len(input_ids)} rows; one each is wanted"
+            )
+        entries = [self.entry(n) if isinstance(n, str) and n != BASE else n for n in adapter_names]
+        device = self.model.device
+        rows: dict[Entry, Tensor] = {e: self.tiers.get(e) for e in dict.fromkeys(entries) if isinstance(e, Entry)}
+        moved = {key: value.to(device) for key, value in inputs.items()}
+        with self._running, torch.inference_mode():
+            request = RowRequest.given([str(n) for n in adapter_names], tuple(_groups(entries, rows, device)), device)
+            with requested(self.model, request):
+                states = self.model.states(input_ids.to(device), attention_mask.to(device), **moved)
+            return assemble(list(_answers(entries, rows, states)), states)
+
+    def _read(self, key: Hashable) -> Tensor:
+        entry = cast("Entry", key)
+        return _row(entry, _tensors(entry.folder))
+
+    def _check(self, name: str, card: TaskCard) -> None:
+        if not same_backbone(self.fingerprint, card.backbone.fingerprint):
+            raise StoreError(
+                f"adapter {name!r} was trained on {card.backbone.id} with fingerprint {card.backbone.fingerprint}; "
+                f"the bank's backbone has {self.fingerprint}"
+            )
+        if card.method not in METHODS:
+            raise StoreError(f"adapter {name!r} uses method {card.method!r}; known are {', '.join(METHODS)}")
+
+    def _shelf(self, config: MethodConfig, tensors: Mapping[str, Tensor]) -> Shelf:
+        shared = frozen_tensors(config, tensors)
+        key = (type(config).__name__, config.key(), digest(shared))
+        with self._running:
+            if key not in self._shelves:
+                self._shelves[key] = Shelf(self.model, f"shelf{len(self._shelves)}", config, shared)
+            return self._shelves[key]
+
+    def _intern(self, card: TaskCard) -> TaskCard:
+        """The card, sharing what it has in common with other tasks' cards."""
+        same = self._interned
+        return replace(
+            card,
+            task=same.setdefault(card.task, card.task),
+            columns=same.setdefault(card.columns, card.columns),
+            backbone=same.setdefault(card.backbone, card.backbone),
+        )
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    try:
+        return load((folder / store.WEIGHTS).read_bytes())
+    except Exception as error:  # safetensors raises its own type, which it does not export
+        raise StoreError(f"{folder / store.WEIGHTS} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _head(config: MethodConfig, shelf: Shelf, tensors: Mapping[str, Tensor]) -> Head:
+    if config.head is None:
+        raise UnsupportedError("the bank serves adapters with a head of attentune's; this one has none")
+    head = HeadConfig(**config.head)
+    if head.kind == "masked":
+        raise UnsupportedError("the bank does not serve classes by words in a gap yet; train with a linear head")
+    weight, bias = (tensors.get(name) for name in _head_names(config))
+    if weight is None or bias is None or weight.dim() != 2 or tuple(weight.shape[:1]) != (head.num_labels,):
+        raise StoreError(f"the adapter's head does not have the {head.num_labels} outputs that its config names")
+    known = {part.name for part in shelf.parts} | set(_head_names(config)) | set(frozen_tensors(config, tensors))
+    if unknown := sorted(set(tensors) - known):
+        raise StoreError(f"the adapter does not fit this backbone: it has {len(unknown)} unknown tensors, {unknown[0]}")
+    return Head(head.kind, head.pooling, head.num_labels, int(weight.shape[1]))
+
+
+def _head_names(config: MethodConfig) -> tuple[str, str]:
+    method = type(config).method
+    assert method is not None
+    return f"{PREFIX}heads.head_{method.name}.out_weight", f"{PREFIX}heads.head_{method.name}.out_bias"
+
+
+def _row(entry: Entry, tensors: Mapping[str, Tensor]) -> Tensor:
+    """[N + C*(D+1)]: the method's tensors, then the head's."""
+    head = torch.cat([tensors[name].float().flatten() for name in _head_names_of(entry)])
+    if len(head) != entry.head.size or not bool(head.isfinite().all()):
+        raise StoreError(f"the head of {entry.name!r} has another shape than its card says, or is not finite")
+    return torch.cat([entry.shelf.row(tensors), head])
+
+
+def _head_names_of(entry: Entry) -> tuple[str, str]:
+    return _head_names(entry.shelf.config)
+
+
+def _groups(entries: Sequence[Any], rows: Mapping[Entry, Tensor], device: torch.device) -> Iterable[Any]:
+    """The rows of each shelf together."""
+    members: defaultdict[Shelf, list[int]] = defaultdict(list)
+    for i, entry in enumerate(entries):
+        if isinstance(entry, Entry):
+            members[entry.shelf].append(i)
+    bodies = {entry: row[: entry.shelf.size] for entry, row in rows.items()}
+    for shelf, at in members.items():
+        whole = len(at) == len(entries)
+        index = None if whole else torch.tensor(at, device=device)
+        yield shelf.group([bodies[entries[i]] for i in at], index)
+
+
+def _answers(entries: Sequence[Any], rows: Mapping[Entry, Tensor], states: States) -> Iterable[tuple[Tensor, Tensor]]:
+    """The rows of each kind of head together: (rows, logits)."""
+    members: defaultdict[Head, list[int]] = defaultdict(list)
+    for i, entry in enumerate(entries):
+        if isinstance(entry, Entry):
+            members[entry.head].append(i)
+    heads = {entry: row[entry.shelf.size :] for entry, row in rows.items()}
+    for head, at in members.items():
+        index = torch.tensor(at, device=states.last.device)
+        yield index, head.answer([heads[entries[i]] for i in at], index, states)

@@ -1,0 +1,1 @@
+"""Serving: the bank, the engine and the server."""

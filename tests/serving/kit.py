@@ -1,0 +1,45 @@
+"""Adapter folders with random tensors, made quickly: what they answer does not matter, that it is theirs does."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+
+from attentune import METHODS, HeadConfig, TaskModel, store
+from attentune.backbones import fingerprint
+from attentune.store import Backbone, TaskCard
+from attentune.tasks import Classification, Tagging
+from attentune.tasks.columns import Columns
+
+
+def adapter(
+    base: Any,
+    folder: Path,
+    method: str = "pasta",
+    seed: int = 0,
+    labels: int = 3,
+    kind: str = "sequence",
+    **options: Any,
+) -> Path:
+    """A folder of an adapter at a random start, its head included."""
+    origin = Backbone("tiny", fingerprint(base))
+    torch.manual_seed(seed)
+    pooling = options.pop("pooling", "mean")
+    head = HeadConfig(kind, labels, pooling)  # pyright: ignore[reportArgumentType]
+    config = METHODS[method].config(head=head, init_weights=False, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model: Any = get_peft_model(TaskModel(base), config)
+    for name, p in model.named_parameters():
+        if ".heads." in name:
+            torch.nn.init.normal_(p)
+    names = tuple(f"class {i}" for i in range(labels))
+    task = Classification(names) if kind == "sequence" else Tagging(("O", *(f"B-{name}" for name in names[1:])))
+    card = TaskCard(folder.name, method, task, Columns(("text",), "label"), origin, 32, pooling)
+    store.write(folder, model, card, "", {})
+    model.unload()
+    return folder

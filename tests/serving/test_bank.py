@@ -1,0 +1,181 @@
+"""The bank: each row's answer is that of its adapter alone, whatever the neighbours, the shelf and the tier."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from laws.cells import FORMS, Form, refused
+from laws.zoo import batch_of, model_of, rows_of
+
+from attentune import TaskModel
+from attentune.errors import ConfigError, StoreError
+from attentune.serving import Bank
+from serving.kit import adapter
+
+BACKBONES = (
+    "bert", "roberta", "electra", "distilbert", "mpnet", "deberta-v2", "modernbert", "longformer", "big_bird", "t5",
+    "bart", "gpt2", "llama",
+)  # fmt: skip
+CELLS = [
+    pytest.param(form, kind, id=f"{form.label}-{kind}")
+    for form in FORMS
+    for kind in BACKBONES
+    if not refused(form, kind) and "mlp" not in dict(form.options)
+]
+BASE = "__base__"
+
+
+def backbone(kind: str) -> Any:
+    model = model_of(kind)
+    return model if kind in ("t5", "bart") else model.base_model
+
+
+def batch(kind: str, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in batch_of(kind, lengths).items() if not key.startswith("decoder")}
+
+
+def logits_of(bank: Bank, names: list[Any], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    out = bank(adapter_names=names, **inputs).logits
+    assert out is not None
+    return out
+
+
+def alone(base: Any, folder: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    model = TaskModel(base).eval()
+    model.load_adapter("one", folder)
+    with torch.inference_mode():
+        logits = model(**inputs).logits
+    model.delete_adapter("one")
+    return logits
+
+
+@pytest.mark.parametrize(("form", "kind"), CELLS)
+def test_rows_of_the_bank_equal_adapters_alone(form: Form, kind: str, tmp_path: Path) -> None:
+    """Two tasks of one shelf with different label counts, one on tokens, one of another method, and a base row."""
+    options = dict(form.options)
+    folders = {
+        "a": adapter(backbone(kind), tmp_path / "a", form.method, 1, labels=2, **options),
+        "b": adapter(backbone(kind), tmp_path / "b", form.method, 2, labels=5, pooling="cls", **options),
+        "tags": adapter(backbone(kind), tmp_path / "tags", form.method, 3, labels=4, kind="token", **options),
+        "other": adapter(backbone(kind), tmp_path / "other", "kernel_mix", 4, labels=3, parts="v"),
+    }
+    bank = Bank(backbone(kind))
+    for name, folder in folders.items():
+        bank.add(name, folder)
+    names = ["b", "a", "other", "tags", BASE, "b", "a"]
+    inputs = batch(kind, (9, 12, 7, 9, 5, 12, 8))
+    mixed = logits_of(bank, names, inputs)
+    for row, name in enumerate(names):
+        if name == BASE:
+            continue
+        wanted = alone(backbone(kind), folders[name], rows_of(inputs, [row]))[0]
+        got = mixed[row] if name == "tags" else mixed[row, 0]
+        keep = inputs["attention_mask"][row].bool() if name == "tags" else ...
+        torch.testing.assert_close(got[..., : wanted.shape[-1]][keep], wanted[keep], atol=1e-5, rtol=1e-5, msg=name)
+    uniform = logits_of(bank, ["a"] * 7, inputs)
+    torch.testing.assert_close(uniform, alone(backbone(kind), folders["a"], inputs), atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def bert() -> Any:
+    return backbone("bert")
+
+
+def test_base_rows_are_the_backbone(bert: Any, tmp_path: Path) -> None:
+    bank = Bank(bert)
+    bank.add("a", adapter(backbone("bert"), tmp_path / "a"))
+    inputs = batch("bert", (9, 12))
+    out = bank(adapter_names=[BASE, "a"], **inputs)
+    wanted = backbone("bert")(**inputs).last_hidden_state
+    assert out.last_hidden_state is not None
+    assert out.num_labels is not None
+    torch.testing.assert_close(out.last_hidden_state[0, :9], wanted[0, :9], atol=1e-5, rtol=1e-5)
+    assert out.num_labels.tolist() == [0, 3]
+
+
+def test_replace_and_remove_leave_the_others_and_the_batch_in_flight(bert: Any, tmp_path: Path) -> None:
+    bank = Bank(bert)
+    one, two = (adapter(backbone("bert"), tmp_path / name, seed=i) for i, name in enumerate(("one", "two")))
+    bank.add("x", one)
+    bank.add("y", two)
+    inputs = batch("bert", (9, 12))
+    first = logits_of(bank, ["x", "y"], inputs)
+    held = bank.entry("x")
+    bank.add("x", two)
+    second = logits_of(bank, ["x", "y"], inputs)
+    assert second[1].equal(first[1])
+    assert not second[0].allclose(first[0])
+    assert logits_of(bank, [held, "y"], inputs).equal(first)
+    bank.remove("x")
+    assert bank.names == ["y"]
+    with pytest.raises(ConfigError, match="no task 'x'"):
+        bank(adapter_names=["x", "y"], **inputs)
+    with pytest.raises(ConfigError, match="no task 'x'"):
+        bank.remove("x")
+
+
+def test_memory_is_that_of_the_parameters(bert: Any, tmp_path: Path) -> None:
+    bank = Bank(bert)
+    before = sum(p.numel() for p in bank.model.parameters())
+    entries = [bank.add(f"t{i}", adapter(backbone("bert"), tmp_path / f"t{i}", seed=i)) for i in range(5)]
+    assert sum(p.numel() for p in bank.model.parameters()) == before
+    assert bank.tiers.warm.bytes == sum(entry.bytes for entry in entries)
+    assert len({entry.shelf for entry in entries}) == 1
+    assert len({id(entry.card.task) for entry in entries}) == 1
+
+
+def test_sources_that_tasks_share_are_kept_once(bert: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"length": 3, "sources": 2, "bottleneck": 5}
+    same = [adapter(backbone("bert"), tmp_path / f"t{i}", "attempt", seed=7, **options) for i in range(2)]
+    other = adapter(backbone("bert"), tmp_path / "other", "attempt", seed=8, **options)
+    bank = Bank(bert)
+    shelves = [bank.add(folder.name, folder).shelf for folder in (*same, other)]
+    assert shelves[0] is shelves[1]
+    assert shelves[2] is not shelves[0]
+    assert not any(part.key == "source_prompts" for part in shelves[0].parts)
+
+
+def test_cold_tasks_are_read_again_and_pinned_ones_stay(bert: Any, tmp_path: Path) -> None:
+    folders = [adapter(backbone("bert"), tmp_path / f"t{i}", seed=i) for i in range(4)]
+    row = Bank(backbone("bert")).add("one", folders[0]).bytes
+    bank = Bank(bert, warm_bytes=2 * row)
+    for i, folder in enumerate(folders):
+        bank.add(f"t{i}", folder, pinned=i == 0)
+    assert bank.tiers.warm.bytes <= 3 * row
+    assert bank.entry("t0") in bank.tiers.warm.rows
+    inputs = batch("bert", (9, 12, 7, 8))
+    names = [f"t{i}" for i in range(4)]
+    cold = logits_of(bank, names, inputs)
+    assert bank.tiers.hits["cold"] >= 2
+    full = Bank(backbone("bert"))
+    for i, folder in enumerate(folders):
+        full.add(f"t{i}", folder)
+    assert cold.equal(logits_of(full, names, inputs))
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing(bert: Any, tmp_path: Path) -> None:
+    bank = Bank(bert)
+    good = adapter(backbone("bert"), tmp_path / "good")
+    bank.add("x", good)
+    foreign = adapter(backbone("roberta"), tmp_path / "foreign")
+    with pytest.raises(StoreError, match="fingerprint"):
+        bank.add("x", foreign)
+    poisoned = adapter(backbone("bert"), tmp_path / "poisoned")
+    _poison(poisoned)
+    with pytest.raises(StoreError, match="not finite"):
+        bank.add("x", poisoned)
+    (poisoned / "adapter_model.safetensors").write_bytes(b"\\x08\\0\\0\\0\\0\\0\\0\\0{nonsens")
+    with pytest.raises(StoreError, match="cannot be read"):
+        bank.add("x", poisoned)
+    with pytest.raises(ConfigError, match="bare backbone"):
+        bank.add(BASE, good)
+    assert bank.entry("x").folder == good
+
+
+def _poison(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    save_file(tensors, folder / "adapter_model.safetensors")
