@@ -85,8 +85,8 @@ def test_the_folder_holds_it(scoped: Result) -> None:
     assert json.loads((scoped.folder / "metrics.json").read_text()) == scoped.metrics
     readme = (scoped.folder / "README.md").read_text()
     assert f"temperature {scoped.card.calibration.temperature:.3f}" in readme
-    assert re.search(r"test: sets that promise 90 % hold \d+\.\d %, mean size [\d.]+\n", readme)
-    assert "out-of-scope texts are told apart with AUROC" in readme
+    assert re.search(r"sets that promise to hold the truth for 90 %: \d+\.\d %, mean size [\d.]+\n", readme)
+    assert "out-of-scope texts: AUROC" in readme
     assert not set(re.findall(r"\{.*?\}", readme))
 
 

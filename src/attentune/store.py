@@ -249,31 +249,27 @@ def _seeds_row(seeds: Mapping[str, Any]) -> str:
 
 
 def _trust(calibration: Calibration, measured: Mapping[str, Mapping[str, float]]) -> str:
-    """What was fitted on validation, and how it holds on each split."""
-    if not calibration.rows:
-        return "The probabilities are not calibrated."
-    lines = [f"Fitted on {calibration.rows} validation rows and saved in `task.json`."]
-    for split, found in measured.items():
-        if "ece" in found:
-            lines.append(
-                f"- {split}: expected calibration error {found['ece_before']:.4f}, with temperature "
-                f"{calibration.temperature:.3f} {found['ece']:.4f} (equal mass: {found['ece_mass_before']:.4f}, "
-                f"{found['ece_mass']:.4f}); negative log-likelihood {found['nll_before']:.4f}, {found['nll']:.4f}"
-            )
-        for promised in calibration.quantiles:
-            percent = f"{100 * promised:g}"
-            kept, size = found[f"set_coverage_{percent}"], found[f"set_size_{percent}"]
-            lines.append(f"- {split}: sets that promise {percent} % hold {100 * kept:.1f} %, mean size {size:.3g}")
-        if "scope_auroc" in found:
-            lines.append(
-                f"- {split}: out-of-scope texts are told apart with AUROC {found['scope_auroc']:.4f}; the threshold "
-                f"finds {found['scope_recall']:.1%} of them and flags {found['scope_false_alarms']:.1%} of the others"
-            )
-    if "test" not in measured:
+    """What was fitted on validation, and how it holds on the last split."""
+    if not (calibration.rows and measured):
+        return "It was not calibrated."
+    split, found = list(measured.items())[-1]
+    where = "the test rows" if split == "test" else "the same rows, for want of test rows (it looks better than it is)"
+    lines = [f"Fitted on {calibration.rows} validation rows, saved in `task.json`, measured on {where}:", ""]
+    if "ece" in found:
         lines.append(
-            "\nThere was no test split: on the rows that it was fitted on calibration looks better than it is."
+            f"- temperature {calibration.temperature:.3f}: expected calibration error {found['ece_before']:.4f} before "
+            f"and {found['ece']:.4f} after; negative log-likelihood {found['nll_before']:.4f}, {found['nll']:.4f}"
         )
-    return "\n".join([lines[0], "", *lines[1:]])
+    for promised in calibration.quantiles:
+        name = f"{100 * promised:g}"
+        kept, size = found[f"set_coverage_{name}"], found[f"set_size_{name}"]
+        lines.append(f"- sets that promise to hold the truth for {name} %: {100 * kept:.1f} %, mean size {size:.3g}")
+    if "scope_auroc" in found:
+        lines.append(
+            f"- out-of-scope texts: AUROC {found['scope_auroc']:.4f}; the threshold finds {found['scope_recall']:.1%} "
+            f"of them and flags {found['scope_false_alarms']:.1%} of the others"
+        )
+    return "\n".join(lines)
 
 
 CARD_TEXT = """\

@@ -44,6 +44,8 @@ class Line:
     kilobytes: float
     parameters: int
     seconds: float
+    trust: dict[str, float]
+    """How calibrated the probabilities are on the test rows."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def train_all(output: Path, console: Console, epochs: int | None = None) -> list
                 kilobytes=weights.stat().st_size / 1024,
                 parameters=run["trainable_parameters"],
                 seconds=run["seconds"],
+                trust=result.metrics["calibration"]["test"],
             )
         )
         console.print(f"  {metric} {lines[-1].score:.3f}, bag of words {lines[-1].baseline:.3f}, {run['seconds']} s")

@@ -7,6 +7,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from attentune.evaluation.calibration import Reliability
 from attentune.evaluation.selective import RiskCoverage
@@ -14,6 +15,8 @@ from attentune.evaluation.selective import RiskCoverage
 COLOURS = ("#2f6f8f", "#c2571a", "#5b8c3e", "#8a5aa8", "#9a7b1f", "#4a4a4a")
 """One a curve, in their order; told apart also by eyes that do not see red and green."""
 GREY = "#8a8f98"
+SWING = 0.05
+"""Share of rows at the beginning of a risk-coverage curve that does not set its scale."""
 
 
 def reliability_diagram(parts: Mapping[str, Reliability]) -> Figure:
@@ -25,7 +28,9 @@ def reliability_diagram(parts: Mapping[str, Reliability]) -> Figure:
     for i, (panel, (name, part)) in enumerate(zip(panels, parts.items(), strict=True)):
         panel.plot([0, 1], [0, 1], color=GREY, linewidth=1)
         panel.vlines(part.stated, part.stated, part.observed, color=COLOURS[i % len(COLOURS)], alpha=0.45, linewidth=2)
-        panel.scatter(part.stated, part.observed, s=12 + 260 * part.weight, color=COLOURS[i % len(COLOURS)], zorder=3)
+        area = 12 + 260 * part.weight
+        colour = COLOURS[i % len(COLOURS)]
+        panel.scatter(part.stated, part.observed, s=area, color=colour, zorder=3, clip_on=False)
         panel.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="stated probability")
         panel.set_title(f"{name}: ECE {part.error:.3f}", fontsize=10)
     panels[0].set_ylabel("share that came true")
@@ -38,7 +43,9 @@ def risk_coverage_diagram(curves: Mapping[str, RiskCoverage]) -> Figure:
     for i, (name, curve) in enumerate(curves.items()):
         label = f"{name}: area {curve.area:.3f}"
         panel.plot(curve.answered, curve.risk, color=COLOURS[i % len(COLOURS)], linewidth=1.6, label=label)
-    highest = max((float(curve.risk.max()) for curve in curves.values()), default=0.0)
+    # The first few rows swing between no risk and all of it: the scale is that of the rest.
+    steady = [curve.risk[curve.answered >= SWING] for curve in curves.values()]
+    highest = max((float(risk.max()) for risk in steady), default=0.0)
     panel.set(
         xlim=(0, 1), ylim=(0, 1.08 * highest or 1.0), xlabel="share of rows answered", ylabel="share of wrong answers"
     )
@@ -50,13 +57,13 @@ def svg(figure: Figure) -> str:
     """The figure as an <svg> element, the same text for the same figure."""
     out = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "attentune", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     return text[text.index("<svg") :]
 
 
 def _figure(panels: int, width: float) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width * panels, 3.7), layout="constrained")
+    figure = Figure(figsize=(width * panels, 3.7), layout=ConstrainedLayoutEngine(wspace=0.08))
     FigureCanvasSVG(figure)
     drawn: list[Axes] = list(figure.subplots(1, panels, squeeze=False)[0])
     for panel in drawn:
