@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import logging
 
-from attentune.backbones import resolve
+from attentune.backbones import quiet, resolve
 
 HEADS: dict[str, tuple[str, ...]] = {
     "bert": ("cls",),
@@ -56,7 +56,8 @@ def vocabulary_head(name: str, base: PreTrainedModel) -> VocabularyHead | None:
     shown = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model, info = AutoModelForMaskedLM.from_pretrained(resolve(name), dtype=base.dtype, output_loading_info=True)
+        with quiet():
+            model, info = AutoModelForMaskedLM.from_pretrained(resolve(name), dtype=base.dtype, output_loading_info=True)
     finally:
         logging.set_verbosity(shown)
     own = f"{model.base_model_prefix}."
