@@ -57,7 +57,9 @@ def vocabulary_head(name: str, base: PreTrainedModel) -> VocabularyHead | None:
     logging.set_verbosity_error()
     try:
         with quiet():
-            model, info = AutoModelForMaskedLM.from_pretrained(resolve(name), dtype=base.dtype, output_loading_info=True)
+            model, info = AutoModelForMaskedLM.from_pretrained(
+                resolve(name), dtype=base.dtype, output_loading_info=True
+            )
     finally:
         logging.set_verbosity(shown)
     own = f"{model.base_model_prefix}."

@@ -10,13 +10,22 @@ from attentune.cli import show
 
 
 def train_command(
-    data: Annotated[
-        str, typer.Argument(help="A file, a folder with train/validation/test files, or a hub data set id.")
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The adapter folder to write.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="A file, a folder with train/validation/test files, or a hub data set id; left out where the recipe "
+            "names it.",
+        ),
+    ] = None,
     method: Annotated[str | None, typer.Option(help="The method; see `attentune methods`. [default: pasta]")] = None,
-    backbone: Annotated[str, typer.Option(help="minilm, a folder, or a hub id.")] = "minilm",
-    recipe: Annotated[Path | None, typer.Option(help="A recipe (TOML); by default the one that ships.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="minilm, a folder, or a hub id. [default: the recipe's, or minilm]")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="A recipe: a TOML file, or one that ships, such as papers/pasta/mrpc. [default: by task]"),
+    ] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe; repeatable.")] = None,
     task: Annotated[str | None, typer.Option(help="classification, pair, multilabel, regression or tagging.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="The text column; twice for a pair.")] = None,
@@ -48,6 +57,8 @@ def train_command(
     Example: attentune train reviews.csv --method pasta --output sentiment --set epochs=5
 
     Few labelled rows: attentune train reviews.csv --output sentiment --shots 32 --seeds 5
+
+    As the authors did: attentune train --recipe papers/pasta/mrpc --output mrpc
     """
     from transformers.utils import logging
 

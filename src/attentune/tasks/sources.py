@@ -24,7 +24,7 @@ Source = str | Path | Sequence[Row] | Mapping[str, Any] | datasets.Dataset | dat
 
 SPLITS = {
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "eval"),
+    "validation": ("validation", "valid", "val", "dev", "eval", "validation_matched"),
     "test": ("test", "testing"),
 }
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?")

@@ -4,7 +4,8 @@
     kind = "classification"     name = "pasta"              epochs = 10
     max_length = 128            ...fields of its config     learning_rate = 1e-2
 
-Recipes ship inside the package, `recipes/<task>/<method>.toml`.
+Recipes ship inside the package: `recipes/<task>/<method>.toml`, and in `recipes/papers/<method>/` the settings of the
+methods' authors, which name backbone and data by their hub ids.
 """
 
 import json
@@ -32,6 +33,7 @@ def option(default: Any, text: str) -> Any:
 class TaskOptions:
     """[task]: what is learned from which columns."""
 
+    data: str | None = option(None, "what is learned from, where the command names nothing: a file, a folder, a hub id")
     kind: str | None = option(None, "classification, multilabel, regression or tagging; guessed when not given")
     text: list[str] = field(
         default_factory=list[str],
@@ -62,16 +64,17 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """[training]: how it is learned."""
+    """[training]: how it is learned, and on which backbone."""
 
+    backbone: str | None = option(None, "where the command names none: a folder or a hub id; by default minilm")
     epochs: float = option(10.0, "passes over the training rows, at most")
     batch_size: int = option(32, "rows in a step, on each process")
     learning_rate: float = option(1e-2, "of the method's tensors")
     head_learning_rate: float | None = option(None, "of the head; by default that of the method")
     weight_decay: float = option(0.0, "decoupled, as in AdamW")
     schedule: str = option("linear", "how the rate falls: linear, cosine, constant, constant_with_warmup")
-    warmup: float = option(0.06, "share of the steps in which the rate rises from 0")
-    clip: float = option(1.0, "largest norm of the gradient")
+    warmup: float = option(0.06, "share of the steps in which the rate rises from 0; from 1 on their number")
+    clip: float = option(1.0, "largest norm of the gradient; 0: any")
     accumulate: int = option(1, "batches whose gradients make one step")
     patience: int = option(3, "evaluations without a better score before training ends; 0: never ends early")
     eval_steps: int = option(0, "steps between evaluations (and checkpoints); 0: once an epoch")
@@ -119,9 +122,11 @@ class Recipe:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """A TOML file -> recipe, every key checked."""
+    """A TOML file, or the name of one that ships (`papers/pasta/mrpc`) -> recipe, every key checked."""
+    shipped = resources.files("attentune") / "recipes" / f"{path}.toml"
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        ships = not Path(path).exists() and shipped.is_file()
+        text = shipped.read_text(encoding="utf-8") if ships else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the recipe {path}: {error}") from error
     return parse_recipe(text, str(path))

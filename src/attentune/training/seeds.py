@@ -18,7 +18,7 @@ from attentune.tasks import Data
 from attentune.tasks.sources import Source
 from attentune.training.loop import digest
 from attentune.training.recipe import Recipe
-from attentune.training.train import Result, changes_of, choose, train
+from attentune.training.train import Result, backbone_of, changes_of, choose, train
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class SeedRun:
 
 
 def train_seeds(
-    data: Source | Data,
+    data: Source | Data | None = None,
     method: str | None = None,
     output: str | Path = "adapter",
-    backbone: str = "minilm",
+    backbone: str | None = None,
     recipe: str | Path | Recipe | None = None,
     *,
     seeds: int = 5,
@@ -62,6 +62,7 @@ def train_seeds(
         raise ConfigError(f"at least one seed is needed, found seeds={seeds}")
     target = store.check_writable(output)
     rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides))
+    backbone, chosen = backbone_of(chosen, backbone)
     work = target.with_name(f"{target.name}.seeds")
     _start(work, digest([chosen.to_toml(), hub_id(backbone), rows.train, rows.validation]), resume)
     runs: list[SeedRun] = []

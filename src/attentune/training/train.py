@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from attentune import store
 from attentune.anatomy import max_length
-from attentune.backbones import fingerprint, hub_id, load_backbone, load_tokenizer, revision
+from attentune.backbones import MINILM, fingerprint, hub_id, load_backbone, load_tokenizer, revision
 from attentune.confidence import Calibration, Judgement, Labelled, calibrate, check_scope, judge
-from attentune.errors import ConfigError, UnsupportedError
+from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.evaluation.metrics import check_name
 from attentune.heads import HeadConfig
 from attentune.methods import METHODS
@@ -52,10 +52,10 @@ class Result:
 
 
 def train(
-    data: Source | Data,
+    data: Source | Data | None = None,
     method: str | None = None,
     output: str | Path = "adapter",
-    backbone: str = "minilm",
+    backbone: str | None = None,
     recipe: str | Path | Recipe | None = None,
     *,
     task: str | None = None,
@@ -67,8 +67,9 @@ def train(
 ) -> Result:
     """Train an adapter for the task of `data` and write its folder.
 
-    `method` is pasta unless the recipe or you say otherwise; without `recipe` the one that ships for the kind of task
-    and the method is used. `overrides` are keys of a recipe (`epochs=3`). `report` gets a line after each evaluation.
+    `method` is pasta and `backbone` minilm unless the recipe or you say otherwise, and a recipe can name the data;
+    without `recipe` the one that ships for the kind of task and the method is used. `overrides` are keys of a recipe
+    (`epochs=3`). `report` gets a line after each evaluation.
 
     Raises:
         AttentuneError: DataError, ConfigError, StoreError or UnsupportedError; each says what was wanted, what was
@@ -76,6 +77,7 @@ def train(
     """
     target = store.check_writable(output)
     rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides))
+    backbone, chosen = backbone_of(chosen, backbone)
     if chosen.task.shots is not None:
         rows = few(rows, chosen.task.shots, chosen.training.seed)
     for note in rows.notes:
@@ -158,8 +160,15 @@ def _told(calibration: Calibration, judged: Mapping[str, Judgement]) -> str:
     )
 
 
+def backbone_of(recipe: Recipe, named: str | None) -> tuple[str, Recipe]:
+    """The backbone that is named, else the recipe's, else minilm; and a recipe that tells no other."""
+    if named is not None and recipe.training.backbone not in (None, named):
+        recipe = recipe.override({"training.backbone": hub_id(named)})
+    return named or recipe.training.backbone or MINILM, recipe
+
+
 def choose(
-    data: Source | Data, method: str | None, recipe: str | Path | Recipe | None, changes: Mapping[str, Any]
+    data: Source | Data | None, method: str | None, recipe: str | Path | Recipe | None, changes: Mapping[str, Any]
 ) -> tuple[Data, Recipe]:
     """Read the data as the recipe says; without a recipe take the one for the kind of task that they make."""
     if isinstance(recipe, Recipe | None):
@@ -170,6 +179,9 @@ def choose(
         raise ConfigError(f"the recipe is for {first.method}, and the method asked for is {method}; drop one of them")
     wanted = first.override(changes)
     options = wanted.task
+    data = options.data if data is None else data
+    if data is None:
+        raise DataError("no data: name a file, a folder or a hub id, or a recipe that does")
     rows = load_data(
         data, options.kind, options.text, options.label, options.validation, out_of_scope=options.out_of_scope
     )
