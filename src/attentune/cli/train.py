@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,6 +67,8 @@ def train_command(
     from attentune.training.train import train
 
     logging.set_verbosity_error()
+    options = {"task.shots": shots, "training.report_to": report_to, "task.out_of_scope": out_of_scope}
+    named: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     result = (train if seeds is None else partial(train_seeds, seeds=seeds))(
         data,
         method,
@@ -78,10 +80,7 @@ def train_command(
         label=label,
         resume=resume,
         report=(lambda line: None) if json else show.progress,
-        **({"report_to": report_to} if report_to else {}),
-        **({} if shots is None else {"shots": shots}),
-        **parse_set(changes or []),
-        **({} if out_of_scope is None else {"task.out_of_scope": out_of_scope}),
+        **{**named, **parse_set(changes or [])},
     )
     if json:
         show.as_json({"output": str(result.folder), **result.metrics, "notes": result.notes})
