@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from attentune.cli import inspect, lengthen, merge, predict, train
+from attentune.cli import compare, inspect, lengthen, merge, predict, train
 from attentune.errors import AttentuneError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("train")(train.train_command)
 app.command("evaluate")(predict.evaluate_command)
 app.command("predict")(predict.predict_command)
+app.command("compare")(compare.compare_command)
 app.command("methods")(inspect.methods_command)
 app.command("anatomy")(inspect.anatomy_command)
 app.command("merge")(merge.merge_command)

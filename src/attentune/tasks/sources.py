@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import datasets
 
+from attentune import demo
 from attentune.errors import DataError
 
 Row = dict[str, Any]
@@ -47,7 +48,8 @@ class Raw:
 def read(source: Source) -> dict[str, Raw]:
     """A file, a folder of split files, a hub id (`owner/name` or `owner/name:config`), rows or data sets -> raw splits.
 
-    The keys are among train, validation and test; rows of one file or one list are `train`.
+    `demo:<task>` is a task of the demo. The keys are among train, validation and test; rows of one file or one list
+    are `train`.
     """
     if isinstance(source, str | Path):
         raw = _read_name(source)
@@ -62,7 +64,8 @@ def read(source: Source) -> dict[str, Raw]:
 
 
 def _read_name(source: str | Path) -> dict[str, Raw]:
-    path = Path(source).expanduser()
+    kind, _, task = str(source).partition(":")
+    path = demo.path(task, "train").parent if kind == "demo" else Path(source).expanduser()
     if path.is_dir():
         return {split: _read_file(file) for split, file in _split_files(path).items()}
     if path.is_file():

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import (
     EarlyStoppingCallback,
@@ -204,7 +203,7 @@ class TaskTrainer(Trainer):
 
 def build_trainer(
     *,
-    model: PeftModel,
+    model: nn.Module,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     train: Sequence[Features],
@@ -240,13 +239,13 @@ def build_trainer(
     return trainer
 
 
-def optimiser(model: PeftModel, training: TrainingOptions) -> torch.optim.Optimizer:
+def optimiser(model: nn.Module, training: TrainingOptions) -> torch.optim.Optimizer:
     """AdamW with a rate for the head and a rate for the method's tensors."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     rate = training.head_learning_rate or training.learning_rate
     groups = [
-        {"params": [p for name, p in named if ".heads." not in name], "lr": training.learning_rate},
-        {"params": [p for name, p in named if ".heads." in name], "lr": rate},
+        {"params": [p for name, p in named if "heads" not in name.split(".")], "lr": training.learning_rate},
+        {"params": [p for name, p in named if "heads" in name.split(".")], "lr": rate},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=training.weight_decay)
 

@@ -257,8 +257,13 @@ def longest(model: PeftModel, recipe: Recipe, tokenizer: PreTrainedTokenizerBase
     """The most tokens of a text: what the recipe asks for, if the position table has room for it beside the prompt."""
     config = model.peft_config["default"]
     prompt = METHODS[recipe.method].prompt_length(config)
-    room = max_length(cast("TaskModel", model.get_base_model()).config)
-    limit = recipe.task.max_length if room is None else min(recipe.task.max_length, room - prompt)
+    return beside(prompt, recipe.task.max_length, cast("TaskModel", model.get_base_model()).config, tokenizer)
+
+
+def beside(prompt: int, wanted: int, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens of a text, `wanted` or what a position table leaves beside so many prompt rows."""
+    room = max_length(config)
+    limit = wanted if room is None else min(wanted, room - prompt)
     least = tokenizer.num_special_tokens_to_add(pair=True) + 2
     if limit < least:
         raise ConfigError(f"max_length leaves {limit} tokens beside {prompt} prompt rows; at least {least} are needed")

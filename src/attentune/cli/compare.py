@@ -1,0 +1,82 @@
+"""`attentune compare`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from attentune.cli import show
+from attentune.errors import ConfigError
+
+
+def compare_command(
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DATA]...", help="Tasks: folders, files, hub data sets, or demo:intent and the like."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of runs and report.")] = Path("comparison"),
+    methods: Annotated[str, typer.Option(help="Contenders, with commas between; all: every one there is.")] = "all",
+    rates: Annotated[int, typer.Option(help="Learning rates to choose from, for every contender.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Runs with the chosen rate.")] = 2,
+    rows: Annotated[int, typer.Option(help="Training rows, at most.")] = 1000,
+    test_rows: Annotated[int, typer.Option(help="Test rows, at most; of validation half as many.")] = 1000,
+    epochs: Annotated[float, typer.Option(help="Passes over the training rows.")] = 4.0,
+    minutes: Annotated[float | None, typer.Option(help="Begin no run after so many minutes.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows in a step. [default: the recipe's]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of a row. [default: the recipe's]")] = None,
+    precision: Annotated[str, typer.Option(help="Of training: auto, float32 or bfloat16.")] = "auto",
+    frozen: Annotated[str, typer.Option(help="Of frozen weights: float32, bfloat16 or float16.")] = "float32",
+    backbone: Annotated[str, typer.Option(help="minilm, a folder, or a hub id.")] = "minilm",
+    workers: Annotated[int, typer.Option(help="Processes that share the runs.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Work on a Ray cluster: local, auto (the one that runs here) or host:port.")
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Train nothing, draw the report of what is done.")] = False,
+    json: show.Json = False,
+) -> None:
+    """Compare methods on tasks: scores with intervals, bytes, seconds, memory, latency, in one report.
+
+    Example: attentune compare demo:intent demo:sentiment --methods pasta,lora --rows 200 --output comparison
+
+    The learning rate of each is chosen on validation. Finished runs are kept in OUTPUT/runs and never repeated, so the
+    same command goes on after a kill.
+    """
+    from transformers.utils import logging
+
+    from attentune.comparison.compare import compare
+    from attentune.comparison.contenders import names
+    from attentune.comparison.plan import Conditions
+    from attentune.comparison.summary import summarise
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if report and data:
+        raise ConfigError("--report draws what is done and takes no data; drop one of them")
+    if not report:
+        if not data:
+            raise ConfigError("no task given; wanted folders, files, hub data sets or demo:intent and the like")
+        compare(
+            data,
+            names() if methods == "all" else [name.strip() for name in methods.split(",")],
+            output,
+            Conditions(
+                backbone, rows, test_rows, epochs, batch_size, max_length, cast("Any", precision), cast("Any", frozen)
+            ),
+            rates=rates,
+            seeds=seeds,
+            minutes=minutes,
+            workers=workers,
+            ray_address=ray,
+            report=(lambda line: None) if json else show.progress,
+        )
+    summary = summarise(output)
+    if json:
+        show.as_json(asdict(summary))
+        return
+    for task in summary.tasks:
+        lines = [
+            (x.shown, x.score.value, f"[{x.score.low:.3f}, {x.score.high:.3f}]", x.rate, x.bytes, x.seconds)
+            for x in task.lines
+        ]
+        show.table(["contender", task.metric, "95 %", "rate", "bytes", "seconds"], lines, task.name)

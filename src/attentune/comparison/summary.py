@@ -1,0 +1,186 @@
+"""Finished runs -> what a report says of them: a line a contender and task, paired differences, ranks, curves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from attentune.comparison.compare import RUNS, Counted, read_plan, whole
+from attentune.comparison.contenders import contender
+from attentune.comparison.plan import Cell, Conditions
+from attentune.comparison.run import Record, read
+from attentune.evaluation.statistics import Array, Estimate, difference, interval, mean_ranks
+
+REFERENCE = "lora"
+"""Whom the others are measured against, where it takes part; else the best."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One contender on one task."""
+
+    contender: str
+    shown: str
+    rate: str
+    """The chosen learning rate, or what a probe chose."""
+    seeds: int
+    score: Estimate
+    """Of the test rows, the mean over seeds."""
+    validation: float
+    against: Estimate | None
+    """Its score minus that of the reference, on the same rows; None of the reference itself."""
+    bytes: int
+    trained: int
+    seconds: float
+    memory: int
+    """Peak bytes of the training process (of the GPU where there is one)."""
+    latency: dict[str, dict[str, float]]
+    """Batch -> milliseconds `tuned`, `bare`, and their `ratio`."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Validation score by learning rate, of seed 0, the mean over folds."""
+
+    contender: str
+    shown: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """All contenders on one task, best first."""
+
+    name: str
+    metric: str
+    sizes: dict[str, int]
+    folds: int
+    reference: str
+    lines: tuple[Line, ...]
+    pairs: dict[str, dict[str, Estimate]]
+    """a -> b -> score of a minus score of b, on the same rows."""
+    curves: tuple[Curve, ...]
+
+    def line(self, name: str) -> Line | None:
+        """The line of a contender, if it is finished."""
+        return next((line for line in self.lines if line.contender == name), None)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A whole comparison, as far as it is done."""
+
+    conditions: Conditions
+    tasks: tuple[TaskSummary, ...]
+    ranks: dict[str, tuple[float, int]]
+    """Contender -> (mean rank over tasks, how many tasks), best first."""
+    failures: tuple[tuple[str, str], ...]
+    """Run, sentence."""
+    done: int
+    left: int
+    """Runs; those of further seeds are counted when the rate is known."""
+    meta: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Packages and machine of a run."""
+
+
+def summarise(folder: str | Path) -> Summary:
+    """What the runs of a comparison's folder say.
+
+    Raises:
+        StoreError: there is no comparison.
+    """
+    cells, records = read_plan(folder), read(Path(folder).expanduser() / RUNS)
+    validation = {key: record["attentune"]["validation"] for key, record in records.items()}
+    tasks: list[TaskSummary] = []
+    for name in dict.fromkeys(cell.first.task for cell in cells):
+        here = [cell for cell in cells if cell.first.task == name]
+        counted = {cell.first.contender: whole(cell.counted(validation), records) for cell in here}
+        if any(counted.values()):
+            curves = [curve for cell in here if (curve := _curve(cell, validation))]
+            tasks.append(_task(here[0], {k: v for k, v in counted.items() if v}, curves))
+    needed = {run.hash: run for cell in cells for run in cell.needed(validation)}
+    done = [key for key in needed if key in records]
+    failed = [(needed[key].name, records[key]["run_info"]["error_msg"]) for key in done if validation[key] is None]
+    return Summary(
+        conditions=cells[0].first.conditions,
+        tasks=tuple(tasks),
+        ranks=_ranks(tasks),
+        failures=tuple(failed),
+        done=len(done),
+        left=len(needed) - len(done),
+        meta=records[done[0]]["meta_info"] if done else {},
+    )
+
+
+def _task(cell: Cell, counted: dict[str, Counted], curves: Sequence[Curve]) -> TaskSummary:
+    rows = {name: [_rows(folds) for folds in seeds] for name, seeds in counted.items()}
+    first = next(iter(counted.values()))[0][0]["attentune"]
+    form = first["rows"]["form"]
+    scores = {name: interval(form, runs) for name, runs in rows.items()}
+    order = sorted(scores, key=lambda name: -scores[name].value)
+    reference = REFERENCE if REFERENCE in scores else order[0]
+    pairs = {a: {b: difference(form, rows[a], rows[b]) for b in order if a != b} for a in order}
+    return TaskSummary(
+        name=cell.first.task,
+        metric=first["metric"],
+        sizes=first["sizes"],
+        folds=cell.first.folds,
+        reference=reference,
+        lines=tuple(_line(name, counted[name], scores[name], pairs[name].get(reference)) for name in order),
+        pairs=pairs,
+        curves=tuple(curves),
+    )
+
+
+def _rows(folds: Sequence[Record]) -> Array:
+    """Statistics of all test rows, [N,S]."""
+    return np.array([row for record in folds for row in record["attentune"]["rows"]["values"]], dtype=float)
+
+
+def _line(name: str, seeds: Counted, score: Estimate, against: Estimate | None) -> Line:
+    records = [record for folds in seeds for record in folds]
+    ours, info = [record["attentune"] for record in records], [record["train_info"] for record in records]
+    rate = ours[0]["key"]["rate"]
+    return Line(
+        contender=name,
+        shown=contender(name).shown,
+        rate=ours[0]["note"] if rate is None else f"{rate:g}",
+        seeds=len(seeds),
+        score=score,
+        validation=mean(one["validation"] for one in ours),
+        against=against,
+        bytes=info[0]["file_size"],
+        trained=info[0]["num_trainable_params"],
+        seconds=mean(one["train_time"] for one in info),
+        memory=max(one["accelerator_memory_max"] for one in info) or max(one["memory_max"] for one in ours),
+        latency={batch: _mean_latency(batch, ours) for batch in ours[0]["latency_ms"]},
+    )
+
+
+def _mean_latency(batch: str, ours: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {key: mean(one["latency_ms"][batch][key] for one in ours) for key in ours[0]["latency_ms"][batch]}
+
+
+def _curve(cell: Cell, validation: dict[str, float | None]) -> Curve | None:
+    points: list[tuple[float, float]] = []
+    for rate in cell.rates:
+        found = [validation.get(run.hash) for run in cell.runs(rate, 0)]
+        if rate is not None and None not in found:
+            points.append((rate, mean(score for score in found if score is not None)))
+    name = cell.first.contender
+    return Curve(name, contender(name).shown, tuple(sorted(points))) if points else None
+
+
+def _ranks(tasks: Sequence[TaskSummary]) -> dict[str, tuple[float, int]]:
+    names = list(dict.fromkeys(line.contender for task in tasks for line in task.lines))
+    if not names:
+        return {}
+    found = [[task.line(name) for name in names] for task in tasks]
+    scores = np.array([[line.score.value if line else np.nan for line in row] for row in found])
+    ranks = mean_ranks(scores)
+    counts = (~np.isnan(scores)).sum(0)
+    order = sorted(range(len(names)), key=lambda i: ranks[i])
+    return {names[i]: (float(ranks[i]), int(counts[i])) for i in order}

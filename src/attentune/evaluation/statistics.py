@@ -1,0 +1,123 @@
+"""How sure a score is: bootstrap intervals over test rows, paired differences, ranks over tasks.
+
+Letters: N test rows, S statistics a row, K runs (seeds), M contenders, Q tasks. A score is a function (its `form`) of
+the means of N rows of statistics, so that a resample of the rows is one row of a matrix product:
+
+    mean          S = 1: the row's own score                          -> its mean
+    f1            S = 3C: found and right, found, wanted, for C groups  -> mean F1 of the groups that occur
+    correlation   S = 2: prediction p, reference r                    -> Pearson's correlation
+
+Percentile bootstrap: B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attentune.errors import ConfigError, DataError
+
+Array = NDArray[np.float64]
+FORMS = ("mean", "f1", "correlation")
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and the percentile interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+
+def score(form: str, rows: Array) -> float:
+    """The score of all rows of statistics [N,S]."""
+    x = _moments(form, rows)
+    return float(_of_means(form, x.mean(0)))
+
+
+def interval(
+    form: str, runs: Sequence[Array], level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """The mean score of K runs on the same rows, [N,S] each, and its interval over resampled rows."""
+    low, high = _percentiles(_resampled(form, runs, resamples, seed), level)
+    return Estimate(float(np.mean([score(form, rows) for rows in runs])), low, high)
+
+
+def difference(
+    form: str,
+    ours: Sequence[Array],
+    theirs: Sequence[Array],
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Mean score of our runs minus that of theirs, on the same rows: both see each resample.
+
+    Raises:
+        DataError: the rows are not the same in number.
+    """
+    if {len(rows) for rows in ours} != {len(rows) for rows in theirs}:
+        raise DataError(f"paired runs have the same rows, found {len(ours[0])} and {len(theirs[0])}")
+    apart = _resampled(form, ours, resamples, seed) - _resampled(form, theirs, resamples, seed)
+    value = np.mean([score(form, rows) for rows in ours]) - np.mean([score(form, rows) for rows in theirs])
+    return Estimate(float(value), *_percentiles(apart, level))
+
+
+def mean_ranks(scores: Array) -> Array:
+    """Scores [Q,M], more is better, NaN where a contender has none -> mean rank [M], 1 the best.
+
+    Contenders of equal score share the mean of their ranks. A task counts for the contenders that it has.
+    """
+    above = (scores[:, None, :] > scores[:, :, None]).sum(-1)
+    equal = (scores[:, None, :] == scores[:, :, None]).sum(-1)
+    ranks = np.where(np.isnan(scores), np.nan, above + (equal + 1) / 2)
+    counted = (~np.isnan(ranks)).sum(0)
+    return np.where(counted > 0, np.nansum(ranks, 0) / np.maximum(counted, 1), np.nan)
+
+
+def _resampled(form: str, runs: Sequence[Array], resamples: int, seed: int) -> Array:
+    """Mean score of K runs on each resample of their rows, [resamples]; the resamples depend on N and seed alone."""
+    if not runs or any(len(rows) != len(runs[0]) or not len(rows) for rows in runs):
+        raise DataError("a bootstrap needs runs of the same rows, at least one of each")
+    count = len(runs[0])
+    draw = np.random.default_rng(seed)
+    times = draw.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
+    return np.mean([_of_means(form, times @ _moments(form, rows) / count) for rows in runs], axis=0)
+
+
+def _moments(form: str, rows: Array) -> Array:
+    """What is averaged over rows: the statistics themselves, for a correlation also their products."""
+    if form not in FORMS:
+        raise ConfigError(f"no form of score {form!r}; there are {', '.join(FORMS)}")
+    if form != "correlation":
+        return np.asarray(rows, dtype=float)
+    # Far from 0 the products would lose the digits that differ; a correlation does not mind the shift.
+    p, r = (np.asarray(rows, dtype=float) - np.mean(rows, 0)).T
+    return np.stack([p, r, p * p, r * r, p * r], axis=-1)
+
+
+def _of_means(form: str, x: Array) -> Array:
+    """Means [...,S] -> scores [...]."""
+    if form == "mean":
+        return x[..., 0]
+    if form == "f1":
+        groups = x.reshape(*x.shape[:-1], -1, 3)
+        total = groups[..., 1] + groups[..., 2]
+        each = 2 * groups[..., 0] / np.where(total > 0, total, 1)
+        return each.sum(-1) / np.maximum((total > 0).sum(-1), 1)
+    p, r, pp, rr, pr = np.moveaxis(x, -1, 0)
+    size = np.sqrt(np.maximum(pp - p * p, 0) * np.maximum(rr - r * r, 0))
+    return np.where(size > 0, (pr - p * r) / np.where(size > 0, size, 1), 0.0)
+
+
+def _percentiles(values: Array, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

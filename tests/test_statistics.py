@@ -1,0 +1,118 @@
+"""Bootstrap, paired differences and ranks, beside slow references and cases with a known answer."""
+
+import math
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import f1_score
+
+from attentune.errors import ConfigError, DataError
+from attentune.evaluation.statistics import difference, interval, mean_ranks, score
+
+
+def slow_score(form: str, rows: np.ndarray[Any, Any]) -> float:
+    if form == "mean":
+        return sum(row[0] for row in rows) / len(rows)
+    if form == "correlation":
+        p, r = rows[:, 0], rows[:, 1]
+        return 0.0 if np.ptp(p) == 0 or np.ptp(r) == 0 else float(np.corrcoef(p, r)[0, 1])
+    each: list[float] = []
+    for group in range(rows.shape[1] // 3):
+        right, found, wanted = (sum(row[3 * group + i] for row in rows) for i in range(3))
+        if found + wanted:
+            each.append(2 * right / (found + wanted))
+    return sum(each) / len(each) if each else 0.0
+
+
+def rows_of(form: str, count: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    draw = np.random.default_rng(seed)
+    if form == "mean":
+        return draw.integers(0, 2, (count, 1)).astype(float)
+    if form == "correlation":
+        p = draw.normal(size=count)
+        return np.stack([p, 0.5 * p + draw.normal(size=count) + 100], -1)
+    found, wanted = draw.integers(0, 3, (2, count, 4))
+    return np.stack([np.minimum(found, wanted), found, wanted], -1).reshape(count, 12).astype(float)
+
+
+@pytest.mark.parametrize("form", ["mean", "f1", "correlation"])
+def test_scores_and_bootstrap_equal_loops(form: str) -> None:
+    runs = [rows_of(form, 23, seed) for seed in (1, 2)]
+    assert score(form, runs[0]) == pytest.approx(slow_score(form, runs[0]))
+    draw = np.random.default_rng(5)
+    counts = draw.multinomial(23, [1 / 23] * 23, size=40)
+    picked = [np.repeat(np.arange(23), one) for one in counts]
+    slow = [np.mean([slow_score(form, rows[at]) for rows in runs]) for at in picked]
+    found = interval(form, runs, level=0.9, resamples=40, seed=5)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(slow, [0.05, 0.95])))
+    assert found.value == pytest.approx(np.mean([slow_score(form, rows) for rows in runs]))
+    theirs = [rows_of(form, 23, 3)]
+    apart = [a - slow_score(form, theirs[0][at]) for a, at in zip(slow, picked, strict=True)]
+    paired = difference(form, runs, theirs, level=0.9, resamples=40, seed=5)
+    assert (paired.low, paired.high) == pytest.approx(tuple(np.quantile(apart, [0.05, 0.95])))
+
+
+def test_f1_of_classes_is_sklearns() -> None:
+    draw = np.random.default_rng(0)
+    p, r = draw.integers(0, 5, (2, 50))
+    p[p == 4] = 3  # the last class is never found
+    rows = np.stack([np.stack([(p == c) & (r == c), p == c, r == c], -1) for c in range(7)], 1).reshape(50, 21)
+    assert score("f1", rows.astype(float)) == pytest.approx(
+        f1_score(r, p, average="macro", zero_division=cast("Any", 0))
+    )
+
+
+def test_intervals_have_the_width_that_theory_gives() -> None:
+    rows = np.array([[1.0]] * 300 + [[0.0]] * 100)
+    found = interval("mean", [rows])
+    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
+    assert found.value == 0.75
+    assert (found.low, found.high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.006)
+    pairs = rows_of("correlation", 400)
+    found = interval("correlation", [pairs])
+    z = math.atanh(found.value)
+    theory = [math.tanh(z + sign * 1.96 / math.sqrt(397)) for sign in (-1, 1)]
+    assert [found.low, found.high] == pytest.approx(theory, abs=0.02)
+
+
+def test_pairs_are_surer_than_two_intervals() -> None:
+    """Right on the same rows but for ten that only one of them gets: sure, although both intervals overlap."""
+    theirs = rows_of("mean", 200)
+    ours = theirs.copy()
+    ours[np.flatnonzero(ours == 0)[:10]] = 1
+    assert interval("mean", [ours]).low < interval("mean", [theirs]).high
+    assert difference("mean", [ours], [theirs]).sure
+    assert not difference("mean", [ours], [ours]).sure
+    assert difference("mean", [ours], [theirs]).value == pytest.approx(0.05)
+
+
+def test_equal_runs_give_a_point() -> None:
+    found = interval("mean", [np.ones((9, 1))])
+    assert (found.value, found.low, found.high) == (1, 1, 1)
+    assert interval("correlation", [np.ones((9, 2))]).value == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_ranks_are_scipys(tasks: list[list[int]]) -> None:
+    expected = stats.rankdata(-np.array(tasks), axis=1).mean(0)
+    assert mean_ranks(np.array(tasks, dtype=float)) == pytest.approx(expected)
+
+
+def test_ranks_of_some_tasks() -> None:
+    nan = math.nan
+    found = mean_ranks(np.array([[0.9, 0.8, nan, nan], [0.5, 0.5, 0.7, nan]]))
+    assert found == pytest.approx([1.75, 2.25, 1.0, nan], nan_ok=True)
+
+
+def test_refusals() -> None:
+    with pytest.raises(DataError, match="found 3 and 4"):
+        difference("mean", [np.ones((3, 1))], [np.ones((4, 1))])
+    with pytest.raises(DataError, match="at least one of each"):
+        interval("mean", [])
+    with pytest.raises(ConfigError, match="there are mean, f1, correlation"):
+        score("median", np.ones((3, 1)))
