@@ -76,6 +76,8 @@ def test_every_kind_has_its_main_metric() -> None:
         "multilabel": ([[1]], [[1]]),
         "regression": ([1.0], [1.0]),
         "tagging": ([["B-X"]], [["B-X"]]),
+        "question_answering": (["a"], [["a"]]),
+        "multiple_choice": ([1], [0]),
     }
     assert set(samples) == set(metrics.MAIN)
     for kind, (p, r) in samples.items():

@@ -31,6 +31,8 @@ def folders(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "topics": ("multilabel", "tiny_attention"),
         "stars.v1": ("regression", "attempt"),
         "names": ("tagging", "prefix_propagation"),
+        "asked": ("question_answering", "tiny_attention"),
+        "best": ("multiple_choice", "kernel_mix"),
     }
     return {
         name: train(rows_of(kind), method, where / name, str(tiny_bert), **QUICK).folder
@@ -39,7 +41,7 @@ def folders(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def single(folders: dict[str, Path]) -> dict[str, Path]:
-    return {name: folder for name, folder in folders.items() if name != "entails"}
+    return {name: folder for name, folder in folders.items() if name not in ("entails", "asked", "best")}
 
 
 def near(a: Any, b: Any) -> bool:
@@ -60,13 +62,16 @@ def test_one_text_through_many_tasks_equals_each_alone(folders: dict[str, Path])
 
 def test_each_row_its_own_task(folders: dict[str, Path]) -> None:
     predictor = load_many(folders)
-    tasks = ["names", "entails", "tone", "stars.v1", "tone", "topics"]
-    inputs = [TEXTS[3], (TEXTS[0], TEXTS[1]), TEXTS[2], TEXTS[1], TEXTS[1], TEXTS[0]]
+    tasks = ["names", "entails", "asked", "tone", "stars.v1", "best", "tone", "topics", "asked", "best"]
+    long = ("who visits ?", f"{TEXTS[1]} . {TEXTS[3]} " * 4)
+    inputs = [TEXTS[3], (TEXTS[0], TEXTS[1]), long, TEXTS[2], TEXTS[1], ("film ?", ["good", "not good", "the"]),
+              TEXTS[1], TEXTS[0], ("where ?", TEXTS[3]), ("rain ?", "sun", "the river in Paris")]  # fmt: skip
     mixed = predict_many(predictor, inputs, tasks)
     for name, text, answer in zip(tasks, inputs, mixed, strict=True):
         assert near(answer, attentune.load(folders[name]).predict([text])[0])
     kinds = [next(key for key in answer if key != "truncated") for answer in mixed]
-    assert kinds == ["spans", "label", "label", "value", "label", "labels"]
+    assert kinds == "spans label answer label value choice label labels answer choice".split()
+    assert len(mixed[5]["probabilities"]) == 3
     assert near(predict_many(predictor, inputs, tasks, batch_size=2), mixed)
 
 
@@ -86,6 +91,15 @@ def test_forms_of_input(folders: dict[str, Path]) -> None:
     assert near(names.predict([{"tokens": ["Anna", "visits", "Paris"]}]), words)
     assert near(names.predict(["Anna visits Paris"]), words)
     assert near(names.predict([{"text": "Anna visits Paris"}]), words)
+    asked, best = attentune.load(folders["asked"]), attentune.load(folders["best"])
+    (answer,) = asked.predict([("where ?", "Anna visits Paris")])
+    assert near(asked.predict([{"context": "Anna visits Paris", "question": "where ?", "answers": None}]), [answer])
+    if answer["answer"]:
+        assert "Anna visits Paris"[answer["start"] : answer["end"]] == answer["answer"]
+    choice = best.predict([("where ?", ["Paris", "sun"])])
+    assert near(best.predict([["where ?", "Paris", "sun"]]), choice)
+    assert near(best.predict([{"question": "where ?", "choices": ["Paris", "sun"]}]), choice)
+    assert near(best.predict([{"text": "where ?", "choices": ["Paris", "sun"], "label": 9}]), choice)
 
 
 @pytest.mark.parametrize(
@@ -96,12 +110,20 @@ def test_forms_of_input(folders: dict[str, Path]) -> None:
         ("tone", {"texts": "a"}, "input 2: wanted text, found texts"),
         ("entails", "a", "input 2: task 'entails' wants a pair of texts (text + text_pair), found 'a'"),
         ("entails", {"text": "a"}, "input 2: wanted text + text_pair, found text"),
+        ("asked", "a", "input 2: task 'asked' wants a question and a context, found 'a'"),
+        ("asked", ("a",), "input 2: task 'asked' wants a question and a context, found ('a',)"),
+        ("asked", {"question": "a"}, "input 2: wanted question + context, found question"),
+        ("asked", ("a", " "), "input 2, column 'context': the text is empty"),
+        ("best", "a", "input 2: task 'best' wants a text and the choices, found 'a'"),
+        ("best", ("a", "b"), "input 2: wanted at least two choices, found 1"),
+        ("best", {"text": "a", "choices": ["b", None]}, "input 2: wanted a text as choice 2, found nothing"),
+        ("best", {"text": "a"}, "input 2: wanted question + choices, found text"),
         ("names", [], "input 2: task 'names' wants a text or a list of words, found []"),
         ("names", 3, "input 2: task 'names' wants a text or a list of words, found 3"),
     ],
 )
 def test_wrong_inputs(folders: dict[str, Path], task: str, item: Any, match: str) -> None:
-    good: Any = {"tone": "a", "entails": ("a", "b"), "names": "a"}[task]
+    good: Any = {"asked": ("a", "b"), "best": ("a", "b", "c"), "entails": ("a", "b")}.get(task, "a")
     with pytest.raises(DataError, match=re.escape(match)):
         attentune.load(folders[task]).predict([good, item])
 

@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from attentune.errors import ConfigError, StoreError
 from attentune.tasks import KINDS, Classification, MultiLabel, Regression, Tagging, Task, task_from_card, task_of
+from attentune.tasks.answer import QuestionAnswering
+from attentune.tasks.choose import MultipleChoice
 from attentune.tasks.data import load_data
 from attentune.tasks.task import collate, pack
 
@@ -20,6 +22,8 @@ TASKS: list[Task] = [
     MultiLabel(("a", "b"), threshold=0.3),
     Regression(pair=True, mean=2.5, std=1.5),
     Tagging(("O", "B-X")),
+    QuestionAnswering(stride=8, answer_length=5, unanswerable=True, threshold=-1.5),
+    MultipleChoice(pair=True),
 ]
 
 
@@ -46,6 +50,12 @@ def test_task_of_data() -> None:
     tags = load_data([{"tokens": ["a", "b"], "tags": ["O", "B-X"]}] * 3)
     assert task_of(tags) == Tagging(("O", "B-X"))
     assert task_of(load_data([{"text": "x", "label": ["q"]}, {"text": "y", "label": []}])) == MultiLabel(("q",))
+    asked = {"question": "x ?", "context": "a b", "answers": {"text": ["b"], "answer_start": [2]}}
+    assert task_of(load_data([asked] * 2), stride=5, answer_length=3) == QuestionAnswering(stride=5, answer_length=3)
+    none = {**asked, "answers": {"text": [], "answer_start": []}}
+    assert task_of(load_data([none] * 2)) == QuestionAnswering(unanswerable=True)
+    told = {"premise": "a", "question": "b", "choice1": "c", "choice2": "d", "label": 1}
+    assert task_of(load_data([told] * 2)) == MultipleChoice(pair=True)
 
 
 def test_texts_become_features(tokenizer: PreTrainedTokenizerBase) -> None:

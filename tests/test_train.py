@@ -18,7 +18,7 @@ from attentune.methods import METHODS
 from attentune.training.recipe import read_recipe
 from attentune.training.train import train
 
-QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "max_length": 24, "patience": 0}
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "max_length": 24, "stride": 6, "patience": 0}
 
 
 def rows_of(kind: str, count: int = 32, seed: int = 0) -> list[dict[str, Any]]:
@@ -37,6 +37,15 @@ def rows_of(kind: str, count: int = 32, seed: int = 0) -> list[dict[str, Any]]:
             rows.append({"text": text, "label": ["pos"] * good + ["wet"] * ("rain" in words)})
         elif kind == "regression":
             rows.append({"text": text, "label": 3.5 + good})
+        elif kind == "question_answering":
+            found = {"text": [words[1]], "answer_start": [text.index(words[1])]}
+            none: dict[str, Any] = {"text": [], "answer_start": []}
+            context = f"{text} . " + "is it long ? " * 8
+            rows.append({"question": "what ?", "context": context, "answers": found if good else none})
+        elif kind == "multiple_choice":
+            right = rng.randrange(2 + i % 2)
+            choices = [f"{'good' if n == right else 'bad'} {word}" for n, word in enumerate(words[: 2 + i % 2])]
+            rows.append({"question": "what ?", "choices": choices, "label": right})
         else:
             tags = ["B-PER" if good else "O", "O", "O", "B-LOC"]
             rows.append({"tokens": ["Anna" if good else "rain", "visits", "the", "river"], "tags": tags})
@@ -52,7 +61,7 @@ FOLDER = {
     "log.jsonl",
     "README.md",
 }
-KINDS = ("classification", "pair", "multilabel", "regression", "tagging")
+KINDS = ("classification", "pair", "multilabel", "regression", "tagging", "question_answering", "multiple_choice")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,6 +90,21 @@ def test_every_method_learns(tiny_bert: Path, tmp_path: Path, method: str) -> No
     config = json.loads((result.folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny_bert)
     assert read_recipe(result.folder / "recipe.toml").method == method
+
+
+@pytest.mark.parametrize("kind", ["question_answering", "multiple_choice"])
+def test_rows_of_several_sequences_are_learned(tiny_bert: Path, tmp_path: Path, kind: str) -> None:
+    rows = rows_of(kind, 48)
+    lines: list[str] = []
+    options: dict[str, Any] = {**QUICK, "epochs": 14, "learning_rate": 0.02, "head_learning_rate": 0.02}
+    data = {"train": rows, "validation": rows}
+    result = train(data, "kernel_mix", tmp_path / "a", str(tiny_bert), report=lines.append, **options)
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in lines if line.startswith("epoch")]
+    assert losses[-1] < losses[0] / 2
+    scores = result.metrics["validation"]
+    assert scores[result.card.task.main_metric] > 0.8
+    if kind == "question_answering":
+        assert scores.keys() == {"f1", "exact_match", "unanswerable", "answerable_f1", "answerable_exact_match"}
 
 
 def test_same_seed_same_tensors(tiny_bert: Path, tmp_path: Path) -> None:

@@ -37,6 +37,20 @@ def test_pairs_with_shared_words() -> None:
     assert baseline("classification", without_words, rows[:2], ("other", "same"))["accuracy"] == 0.5
 
 
+def test_answers_are_what_the_question_does_not_say() -> None:
+    context = "The river is long. Anna visits the old town. It rains."
+    row = {"question": "Who visits?", "context": context, "answers": [{"text": "the old town", "start": 31}]}
+    assert baseline("question_answering", [], [row], ())["f1"] == 1.0
+    assert baseline("question_answering", [], [{**row, "context": "?", "answers": []}], ())["f1"] == 1.0
+
+
+def test_choices() -> None:
+    rows = [{"text": f"film{i}", "choices": ["a bad one", "a good one", "rain"], "label": 1} for i in range(20)]
+    assert baseline("multiple_choice", rows, rows[:3], ())["accuracy"] == 1.0
+    asked = [{**row, "text_pair": "what?"} for row in rows]
+    assert baseline("multiple_choice", asked, asked[:3], ())["accuracy"] == 1.0
+
+
 def test_tags() -> None:
     rows = [{"tokens": ["Anna", "lives", "in", city], "tags": ["O", "O", "O", "B-LOC"]} for city in ("Rome", "Oslo")]
     assert baseline("tagging", rows * 5, [{**rows[0], "tokens": ["Bob", "is", "in", "Bonn"]}], ())["f1"] == 1.0

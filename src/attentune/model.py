@@ -131,7 +131,7 @@ class TaskModel(nn.Module):
             raise ConfigError(f"an adapter named {name!r} is loaded already; loaded are {sorted(self._configs)}")
         method = type(config).method
         assert method is not None
-        tuner = self._tuners.get(method.name)
+        tuner, active = self._tuners.get(method.name), self._active()
         if tuner is None:
             kind: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]  # pyright: ignore[reportArgumentType]
             # A tuner that found the configs of other methods on the model would warn and take them for its own.
@@ -140,14 +140,17 @@ class TaskModel(nn.Module):
             self._tuners[method.name] = tuner
         else:
             tuner.peft_config[name] = config
+            # peft looks up what is active among the tuner's own adapters, and it may be another method's.
+            tuner.active_adapter = name
             try:
                 tuner.inject_adapter(self, name, low_cpu_mem_usage=low_cpu_mem_usage)
             except Exception:
                 del tuner.peft_config[name]
+                self.set_adapter(active)
                 raise
         self._configs[name] = config
         self.peft_config = dict(self._configs)
-        self.set_adapter(self._active() or [name])
+        self.set_adapter(active or [name])
 
     def load_adapter(self, name: str, folder: str | Path) -> None:
         """Add a saved adapter: `adapter_config.json` and `adapter_model.safetensors`.

@@ -25,14 +25,12 @@ from attentune.model import TaskModel
 from attentune.store import Stored, TaskCard
 from attentune.tasks import Answer, Features, Task
 from attentune.tasks.data import load_rows
+from attentune.tasks.inputs import Input, as_row, unlabelled
 from attentune.tasks.rows import check_known
-from attentune.tasks.sources import Row, Source
+from attentune.tasks.sources import Source
 from attentune.tasks.task import Inputs, Logits, pad_inputs
 from attentune.tasks.verbalise import Cloze
 from attentune.vocabulary import vocabulary_head
-
-Input = str | Sequence[str] | Row
-"""A text, a pair of texts, a list of words (tagging), or a row with the columns of training."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -76,7 +74,7 @@ class Predictor:
             at = [i for i, name in enumerate(tasks) if name == task]
             card = self.card(task)
             check_wishes(card.task, card.calibration, abstain_at, coverage)
-            rows = [as_row(inputs[i], card, f"input {i + 1}") for i in at]
+            rows = [as_row(inputs[i], card.task, card.columns, card.name, f"input {i + 1}") for i in at]
             for i, features in zip(at, card.task.encode(self.tokenizer, rows, card.max_length), strict=True):
                 jobs[i] = Job(features, task)
         ready = cast("list[Job]", jobs)
@@ -131,14 +129,15 @@ class Adapter:
         abstain_at: float | None = None,
         coverage: float | None = None,
     ) -> list[Answer]:
-        """Texts, pairs, or lists of words -> one answer each, in their order.
+        """Texts, pairs, lists of words, questions with their context or choices -> one answer each, in their order.
 
         An answer is a plain dict: `label`, `score`, `probabilities` (classification), `labels`, `score`,
-        `probabilities` (multilabel), `value` (regression), `spans`, `words`, `tags`, `score` (tagging). `score` is the
-        calibrated probability that the whole answer is right; `truncated` says that the end was cut. With
-        `abstain_at=p` answers have `abstained`, whether their score is below p. With `coverage=0.9` they have a
-        `prediction_set` (a number: an `interval`) that holds the true answer with at least that probability. Where the
-        task card has an out-of-scope threshold they have `out_of_scope` and `out_of_scope_score`.
+        `probabilities` (multilabel), `value` (regression), `spans`, `words`, `tags`, `score` (tagging), `answer`,
+        `start`, `end`, `score`, `no_answer` (question answering), `choice`, `index`, `score`, `probabilities` (multiple
+        choice). `score` is the calibrated probability that the whole answer is right; `truncated` says that the end was
+        cut. With `abstain_at=p` answers have `abstained`, whether their score is below p. With `coverage=0.9` they have
+        a `prediction_set` (a number: an `interval`) that holds the true answer with at least that probability. Where
+        the task card has an out-of-scope threshold they have `out_of_scope` and `out_of_scope_score`.
         """
         names = [self.name] * len(inputs)
         return self.predictor.predict(inputs, names, batch_size, abstain_at=abstain_at, coverage=coverage)
@@ -304,42 +303,6 @@ def logits_by_row(logits: Logits, features: Sequence[Features], task: Task) -> l
     if task.head == "token":
         return [z[: len(f)] for z, f in zip(logits, features, strict=True)]
     return [z[: len(f.sequences)] if task.several else z for z, f in zip(logits, features, strict=True)]
-
-
-def unlabelled(row: Row) -> Row:
-    """The row without what there is to learn."""
-    return {key: value for key, value in row.items() if key not in ("label", "tags")}
-
-
-def as_row(item: Any, card: TaskCard, where: str) -> Row:
-    """An input of any allowed form -> a row of the task, or a DataError that says which form is wanted."""
-    if isinstance(item, Mapping):
-        item = _from_columns(cast("Mapping[str, Any]", item), card, where)
-    texts = cast("list[Any]", list(item)) if isinstance(item, list | tuple) else [item]
-    are_texts = all(isinstance(text, str) for text in texts)
-    if card.task.kind == "tagging":
-        wanted = "a text or a list of words"
-        if isinstance(item, str):
-            return {"text": item}
-        if texts and are_texts and all(text.strip() for text in texts):
-            return {"tokens": texts}
-    elif card.task.pair:
-        wanted = f"a pair of texts ({' + '.join(card.columns.inputs)})"
-        if len(texts) == 2 and are_texts:
-            return {"text": texts[0], "text_pair": texts[1]}
-    else:
-        wanted = "one text"
-        if isinstance(item, str):
-            return {"text": item}
-    raise DataError(f"{where}: task {card.name!r} wants {wanted}, found {item!r}")
-
-
-def _from_columns(row: Mapping[str, Any], card: TaskCard, where: str) -> Any:
-    plain = ("tokens",) if card.task.kind == "tagging" else ("text", "text_pair")[: 1 + card.task.pair]
-    names = next((names for names in (card.columns.inputs, plain, ("text",)) if all(n in row for n in names)), None)
-    if names is None or (names == ("text",) and card.task.pair):
-        raise DataError(f"{where}: wanted {' + '.join(card.columns.inputs)}, found {', '.join(row) or 'nothing'}")
-    return row[names[0]] if len(names) == 1 else [row[name] for name in names]
 
 
 def _check_inputs(inputs: Any) -> None:

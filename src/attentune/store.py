@@ -220,13 +220,14 @@ def model_card(card: TaskCard, metrics: Mapping[str, Any], size: int) -> str:
     rows = "\n".join(_score_row(name, metrics[name]) for name in ("validation", "test", "baseline") if name in metrics)
     if "seeds" in metrics:
         rows += "\n" + _seeds_row(metrics["seeds"])
-    learned = f"Classes: {labels}." if labels else "The answer is a number."
+    learned = f"Classes: {labels}." if labels else OPEN_ANSWERS[card.task.kind]
     return CARD_TEXT.format(
         backbone=card.backbone.id,
         name=card.name,
         method=card.method,
         kind=card.task.kind,
         columns=card.columns.shown(),
+        example=EXAMPLES.get(card.task.kind, '[("a text", "another text")]' if card.task.pair else '["a text"]'),
         learned=learned,
         size=f"{size / 1024:.0f} KiB",
         scores=rows or "(none were taken)",
@@ -272,6 +273,16 @@ def _trust(calibration: Calibration, measured: Mapping[str, Mapping[str, float]]
     return "\n".join(lines)
 
 
+OPEN_ANSWERS = {
+    "regression": "The answer is a number.",
+    "question_answering": "The answer is a passage of the context.",
+    "multiple_choice": "The answer is one of the choices that stand in the row.",
+}
+EXAMPLES = {
+    "question_answering": '[("a question", "a context")]',
+    "multiple_choice": '[("a question", ["a choice", "another choice"])]',
+}
+
 CARD_TEXT = """\
 ---
 library_name: peft
@@ -287,14 +298,15 @@ An adapter ({method}, {size}) that answers one {kind} task on the frozen backbon
 import attentune  # also before peft loads this folder: it makes the method known
 
 adapter = attentune.load("path/to/this/folder")
-adapter.predict(["a text"])
+adapter.predict({example})
 ```
 
 ## Scores
 
 {scores}
 
-`baseline` is a bag-of-words model on the rows of the last split above. All settings are in `recipe.toml`.
+`baseline` knows words alone, without a transformer, on the rows of the last split above. All settings are in
+`recipe.toml`.
 
 ## How far to trust an answer
 

@@ -2,14 +2,17 @@
 
 import json as jsonlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
 from attentune.cli import show, trust
 from attentune.errors import ConfigError, DataError
+
+Form = Literal["text", "pair", "choices"]
+"""What one row is made of when texts are given: one text, two, or all of them."""
 
 Batch = Annotated[int, typer.Option("--batch-size", help="Rows in a batch.")]
 Backbone = Annotated[str | None, typer.Option(help="Another place to load the same backbone from.")]
@@ -40,7 +43,8 @@ def predict_command(
     Example: attentune predict sentiment "what a good film"
 
     Several: attentune predict --task tone=tone --task intent=intent "please call me back" answers the text by each;
-    rows of a JSONL file that have a "task" are answered by that task alone. A pair is two TEXTs, or a line with a tab.
+    rows of a JSONL file that have a "task" are answered by that task alone. A pair is two TEXTs, or a line with a tab;
+    so are a question and its context. A question with choices is the question, then each choice.
     """
     from attentune.predict import load_many, predict_many
 
@@ -50,8 +54,7 @@ def predict_command(
     alone = None if task else given.pop(0)
     folders = {alone: alone} if alone is not None else _named(task or [])
     predictor = load_many(folders, backbone)
-    pair = all(card.task.pair for card in predictor.cards.values())
-    inputs = _inputs(given, file, pair)
+    inputs = _inputs(given, file, _form([card.task for card in predictor.cards.values()]))
     names = [alone] * len(inputs) if alone is not None else None
     if alone is None and all(isinstance(row, dict) and "task" in row for row in inputs):
         names = [str(row["task"]) for row in inputs]
@@ -106,27 +109,36 @@ def _named(entries: list[str]) -> dict[str, str]:
     return folders
 
 
-def _inputs(texts: list[str], file: Path | None, pair: bool) -> list[Any]:
+def _form(tasks: Sequence[Any]) -> Form:
+    """Which texts make a row, if all tasks agree."""
+    if all(task.kind == "multiple_choice" for task in tasks):
+        return "choices"
+    return "pair" if all(task.pair and task.kind != "multiple_choice" for task in tasks) else "text"
+
+
+def _inputs(texts: list[str], file: Path | None, form: Form) -> list[Any]:
     if texts and file:
         raise ConfigError(f"texts were given and --file {file}; wanted one of them")
     if texts:
-        if not pair:
+        if form == "choices":
+            return [texts]
+        if form == "text":
             return texts
         if len(texts) % 2:
             raise DataError(f"a pair is two texts, found {len(texts)}")
         return [texts[i : i + 2] for i in range(0, len(texts), 2)]
     if file is None:
-        return _from_lines(sys.stdin, pair)
+        return _from_lines(sys.stdin, form)
     if file.suffix == ".txt":
         with file.open(encoding="utf-8") as lines:
-            return _from_lines(lines, pair)
+            return _from_lines(lines, form)
     from attentune.tasks.sources import read
 
     return cast("list[Any]", next(iter(read(file).values())).rows)
 
 
-def _from_lines(lines: Iterable[str], pair: bool) -> list[Any]:
-    """A text a line; for pairs a tab between the texts; a line that is a JSON object or list is a row."""
+def _from_lines(lines: Iterable[str], form: Form) -> list[Any]:
+    """A text a line; for pairs and choices tabs between the texts; a line that is a JSON object or list is a row."""
     found: list[Any] = []
     for number, line in enumerate((line.rstrip("\r\n") for line in lines), 1):
         if not line.strip():
@@ -137,7 +149,7 @@ def _from_lines(lines: Iterable[str], pair: bool) -> list[Any]:
                 continue
             except jsonlib.JSONDecodeError:
                 pass
-        found.append(line.split("\t") if pair else line)
+        found.append(line if form == "text" else line.split("\t"))
     if not found:
         raise DataError("no text to answer")
     return found
@@ -171,6 +183,10 @@ def _told(answer: dict[str, Any]) -> str:
         return f"{answer['value']:.4g}"
     if "labels" in answer:
         return ", ".join(answer["labels"]) or "(none)"
+    if "choice" in answer:
+        return f"{answer['choice']} ({answer['score']:.3f})"
+    if "answer" in answer:
+        return f"{answer['answer'] or '(no answer)'} ({answer['score']:.3f})"
     if "spans" in answer:
         return ", ".join(f"{span['text']} [{span['label']}]" for span in answer["spans"]) or "(none)"
     return "; ".join(f"{task}: {_summary(part)}" for task, part in answer.items())

@@ -27,8 +27,15 @@ def train_command(
         typer.Option(help="A recipe: a TOML file, or one that ships, such as papers/pasta/mrpc. [default: by task]"),
     ] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe; repeatable.")] = None,
-    task: Annotated[str | None, typer.Option(help="classification, pair, multilabel, regression or tagging.")] = None,
-    text: Annotated[list[str] | None, typer.Option(help="The text column; twice for a pair.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="classification, pair, multilabel, regression, tagging, question_answering (qa) or multiple_choice."
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="The text column; twice for a pair, for a question and its context.")
+    ] = None,
     label: Annotated[str | None, typer.Option(help="The column to learn.")] = None,
     shots: Annotated[
         int | None,

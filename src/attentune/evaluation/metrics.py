@@ -16,6 +16,7 @@ from seqeval.metrics import recall_score as entity_recall
 from sklearn import metrics as sk
 
 from attentune.errors import ConfigError, DataError
+from attentune.evaluation.answers import question_answering
 
 Scores = dict[str, float]
 
@@ -24,6 +25,8 @@ MAIN = {
     "multilabel": "micro_f1",
     "regression": "pearson",
     "tagging": "f1",
+    "question_answering": "f1",
+    "multiple_choice": "accuracy",
 }
 """The metric that chooses the best checkpoint, by kind of task."""
 
@@ -32,13 +35,16 @@ def score(kind: str, predictions: Sequence[Any], references: Sequence[Any]) -> S
     """All scores of one kind of task.
 
     `predictions` and `references` hold one item a row: a class name (classification), a row of 0 and 1 (multilabel
-    [B,C]), a number (regression), the list of one sentence's tags (tagging).
+    [B,C]), a number (regression), the list of one sentence's tags (tagging), a text and a list of texts
+    (question_answering), the index of a choice (multiple_choice).
     """
     scorers = {
         "classification": classification,
         "multilabel": multilabel,
         "regression": regression,
         "tagging": tagging,
+        "question_answering": question_answering,
+        "multiple_choice": multiple_choice,
     }
     if kind not in scorers:
         raise ConfigError(f"no task kind {kind!r}; the kinds are {', '.join(scorers)}")
@@ -114,6 +120,11 @@ def tagging(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[
     }
 
 
+def multiple_choice(predictions: Sequence[int], references: Sequence[int]) -> Scores:
+    """Accuracy."""
+    return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
+
+
 def is_bio(tags: Sequence[str]) -> bool:
     """Whether every tag is O or has a prefix of the BIO family (B-, I-, E-, S-)."""
     return all(tag == "O" or tag[:2] in {"B-", "I-", "E-", "S-"} for tag in tags)
@@ -134,6 +145,8 @@ NAMES = {
     "multilabel": ("micro_f1", "macro_f1", "exact_match"),
     "regression": ("pearson", "spearman", "mse", "r2"),
     "tagging": ("f1", "precision", "recall", "accuracy"),
+    "question_answering": ("f1", "exact_match"),
+    "multiple_choice": ("accuracy",),
 }
 """The scores that every data set of a kind has."""
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from attentune.errors import StoreError
+from attentune.tasks.answer import QuestionAnswering
+from attentune.tasks.choose import MultipleChoice
 from attentune.tasks.classify import Classification, MultiLabel, Regression
 from attentune.tasks.data import Data, load_data
 from attentune.tasks.tag import Tagging
@@ -12,11 +14,19 @@ from attentune.tasks.verbalise import Cloze
 
 __all__ = ["KINDS", "Answer", "Data", "Features", "Task", "load_data", "task_from_card", "task_of"]
 
-KINDS: dict[str, type[Task]] = {task.kind: task for task in (Classification, MultiLabel, Regression, Tagging)}
+KINDS: dict[str, type[Task]] = {
+    task.kind: task for task in (Classification, MultiLabel, Regression, Tagging, QuestionAnswering, MultipleChoice)
+}
 
 
-def task_of(data: Data) -> Task:
-    """The task that the data make."""
+def task_of(data: Data, stride: int = 64, answer_length: int = 30) -> Task:
+    """The task that the data make; `stride` and `answer_length` are those of question answering, in tokens."""
+    if data.kind == "question_answering":
+        return QuestionAnswering(
+            stride=stride, answer_length=answer_length, unanswerable=not all(row["answers"] for row in data.train)
+        )
+    if data.kind == "multiple_choice":
+        return MultipleChoice(data.pair)
     if data.kind == "regression":
         return Regression.of([row["label"] for row in data.train], data.pair)
     if data.kind == "tagging":

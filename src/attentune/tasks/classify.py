@@ -15,7 +15,7 @@ from attentune.evaluation import conformal, metrics
 from attentune.evaluation.metrics import Scores
 from attentune.evaluation.probabilities import sigmoid, softmax
 from attentune.tasks.sources import Row
-from attentune.tasks.task import Answer, Events, Features, Logits, Task, WithSets
+from attentune.tasks.task import Answer, Events, Features, Logits, Task, WithSets, were_cut
 
 
 class TextTask(Task, WithSets):
@@ -32,8 +32,13 @@ class TextTask(Task, WithSets):
             max_length=max_length,
             verbose=False,
         )
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        cut = self._cut(tokenizer, rows, [i for i, n in enumerate(lengths) if n >= max_length], max_length)
+        cut = were_cut(
+            tokenizer,
+            [row["text"] for row in rows],
+            [row["text_pair"] for row in rows] if self.pair else None,
+            [len(ids) for ids in encoded["input_ids"]],
+            max_length,
+        )
         return [
             Features(
                 ({name: list(encoded[name][i]) for name in encoded},),
@@ -42,14 +47,6 @@ class TextTask(Task, WithSets):
             )
             for i, row in enumerate(rows)
         ]
-
-    def _cut(self, tokenizer: Any, rows: Sequence[Row], full: list[int], max_length: int) -> set[int]:
-        """Of the rows that fill `max_length`, those that had more to say."""
-        if not full:
-            return set()
-        pairs = [rows[i]["text_pair"] for i in full] if self.pair else None
-        whole = tokenizer([rows[i]["text"] for i in full], pairs, truncation=False, verbose=False)["input_ids"]
-        return {i for i, ids in zip(full, whole, strict=True) if len(ids) > max_length}
 
     @abstractmethod
     def target(self, label: Any) -> Any:

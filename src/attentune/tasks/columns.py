@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from attentune.errors import ConfigError, DataError
+from attentune.tasks import asked
 
-KINDS = ("classification", "multilabel", "regression", "tagging")
+KINDS = ("classification", "multilabel", "regression", "tagging", "question_answering", "multiple_choice")
 
 PAIRS = (
     ("text", "text_pair"),
@@ -36,10 +37,14 @@ TAGS = ("tags", "ner_tags", "labels", "slots", "bio", "ner", "pos_tags", "chunk_
 
 @dataclass(frozen=True)
 class Columns:
-    """The input columns (text; text and its pair; tokens) and the column of labels or tags."""
+    """The input columns (text; text and its pair; tokens; question and context) and the column of what is to learn."""
 
     inputs: tuple[str, ...]
     label: str | None = None
+    start: str | None = None
+    """Where answers start, for question answering, if the column of the answers does not say it itself."""
+    choices: tuple[str, ...] = ()
+    """For multiple choice: one column of lists, or one column for each choice."""
 
     def to_card(self) -> dict[str, Any]:
         """As plain values for a task card."""
@@ -48,7 +53,7 @@ class Columns:
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> "Columns":
         """The columns of a task card."""
-        return cls(tuple(card["inputs"]), card["label"])
+        return cls(tuple(card["inputs"]), card["label"], card["start"], tuple(card["choices"]))
 
     @property
     def pair(self) -> bool:
@@ -57,18 +62,29 @@ class Columns:
 
     def shown(self) -> str:
         """For the user's eyes: 'text + reply -> label'."""
-        return f"{' + '.join(self.inputs)} -> {self.label or 'nothing'}"
+        choices = f" + one of {', '.join(self.choices)}" if self.choices else ""
+        start = f" at {self.start}" if self.start else ""
+        return f"{' + '.join(self.inputs)}{choices} -> {self.label or 'nothing'}{start}"
 
 
 def choose(
-    names: Sequence[str], inputs: Sequence[str] = (), label: str | None = None, labelled: bool = True
+    names: Sequence[str],
+    inputs: Sequence[str] = (),
+    label: str | None = None,
+    labelled: bool = True,
+    kind: str | None = None,
+    choices: Sequence[str] = (),
 ) -> Columns:
-    """The columns of a table with these names: the named ones, the others guessed from common names."""
-    for name in [*inputs, *([label] if label else [])]:
+    """The columns of a table with these names: the named ones, the others guessed from common names of the kind."""
+    for name in [*inputs, *([label] if label else []), *choices]:
         if name not in names:
             raise DataError(f"no column {name!r}; the columns are {', '.join(names)}")
     if len(inputs) > 2:
         raise ConfigError(f"a row has one text or a pair of texts, found {len(inputs)} columns: {', '.join(inputs)}")
+    if kind == "question_answering":
+        return _choose_answers(names, inputs, label, labelled)
+    if kind == "multiple_choice":
+        return _choose_choices(names, inputs, label, labelled, choices)
     chosen = tuple(inputs) or _guess_inputs(names)
     if not label and labelled:
         label = _guess_label([name for name in names if name not in chosen], chosen)
@@ -77,15 +93,43 @@ def choose(
     return Columns(chosen, label)
 
 
+def _choose_answers(names: Sequence[str], inputs: Sequence[str], label: str | None, labelled: bool) -> Columns:
+    if inputs and len(inputs) != 2:
+        raise ConfigError(f"question answering reads a question and a context, found the column {inputs[0]} alone")
+    chosen = tuple(inputs) or asked.find_context(names)
+    if not labelled:
+        return Columns(chosen, None)
+    answers, start = asked.find_answers([name for name in names if name not in chosen])
+    if not (label or answers):
+        raise DataError(f"no column looks like answers; the columns are {', '.join(names)}: name the one to learn")
+    return Columns(chosen, label or answers, start)
+
+
+def _choose_choices(
+    names: Sequence[str], inputs: Sequence[str], label: str | None, labelled: bool, choices: Sequence[str]
+) -> Columns:
+    offered = tuple(choices) or asked.find_choices([name for name in names if name not in (*inputs, label)])
+    if not offered:
+        raise DataError(
+            f"no columns look like choices; the columns are {', '.join(names)}: name them, choices=[...] of the recipe"
+        )
+    rest = [name for name in names if name not in (*offered, label)]
+    chosen = tuple(inputs) or asked.find_asked(rest)
+    right = label or asked.find_right([name for name in rest if name not in chosen])
+    if labelled and right is None:
+        raise DataError(f"no column says which choice is right; the columns are {', '.join(names)}: name it")
+    return Columns(chosen, right if labelled else None, choices=offered)
+
+
 def _guess_inputs(names: Sequence[str]) -> tuple[str, ...]:
     known = {name.lower(): name for name in reversed(names)}
-    tokens = _first(known, TOKENS)
-    if tokens and _first({k: v for k, v in known.items() if v != tokens}, TAGS):
+    tokens = asked.first(known, TOKENS)
+    if tokens and asked.first({k: v for k, v in known.items() if v != tokens}, TAGS):
         return (tokens,)
     for first, second in PAIRS:
         if first in known and second in known:
             return known[first], known[second]
-    text = _first(known, TEXTS) or tokens
+    text = asked.first(known, TEXTS) or tokens
     if text is None:
         raise DataError(f"no column looks like text; the columns are {', '.join(names)}: name the one to read")
     return (text,)
@@ -94,11 +138,7 @@ def _guess_inputs(names: Sequence[str]) -> tuple[str, ...]:
 def _guess_label(names: Sequence[str], inputs: tuple[str, ...]) -> str | None:
     known = {name.lower(): name for name in reversed(names)}
     is_tokens = len(inputs) == 1 and inputs[0].lower() in TOKENS
-    return _first(known, TAGS if is_tokens else LABELS) or (names[0] if len(names) == 1 else None)
-
-
-def _first(known: dict[str, str], wanted: Iterable[str]) -> str | None:
-    return next((known[name] for name in wanted if name in known), None)
+    return asked.first(known, TAGS if is_tokens else LABELS) or (names[0] if len(names) == 1 else None)
 
 
 def guess_kind(inputs: Iterable[Any], labels: Iterable[Any]) -> str:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from attentune.errors import ConfigError, DataError
+from attentune.tasks import asked
 from attentune.tasks.columns import KINDS, Columns, choose, guess_kind
-from attentune.tasks.rows import check_known, check_rows, classes_of
+from attentune.tasks.rows import OPEN, check_known, check_rows, classes_of
 from attentune.tasks.sources import Raw, Row, Source, read
 
-ALIASES = {"pair": "classification", "single": "classification", "token": "tagging", "ner": "tagging"}
+ALIASES = {"pair": "classification", "single": "classification", "token": "tagging", "ner": "tagging",
+           "qa": "question_answering", "choice": "multiple_choice"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,13 @@ def load_data(
     validation: float = 0.1,
     seed: int = 0,
     out_of_scope: str | None = None,
+    choices: Sequence[str] = (),
 ) -> Data:
     """Read, guess, check and split.
 
-    `kind` is one of classification (pair), multilabel, regression, tagging; `text` and `label` name columns;
-    `validation` is the share of training rows that is set aside when the source has no validation split;
-    rows of the class `out_of_scope` are set apart.
+    `kind` is one of classification (pair), multilabel, regression, tagging, question_answering (qa), multiple_choice;
+    `text`, `label` and `choices` name columns; `validation` is the share of training rows that is set aside when the
+    source has no validation split; rows of the class `out_of_scope` are set apart.
     """
     if isinstance(source, Data):
         return source
@@ -60,12 +63,17 @@ def load_data(
     raw = read(source)
     if "train" not in raw:
         raise DataError(f"no train split; the splits are {', '.join(raw)}")
-    columns = choose(raw["train"].columns, text, label)
+    names = raw["train"].columns
+    guessed = kind is None
+    if guessed and not (text or label):
+        kind = "multiple_choice" if choices else asked.kind_of(names)
+    columns = choose(names, text, label, kind=kind, choices=choices)
     if wants_pair and not columns.pair:
         raise DataError(f"a pair has two texts, found {columns.shown()}; name both text columns")
     notes = [f"columns: {columns.shown()}"]
     if kind is None:
         kind = _guess(raw["train"], columns)
+    if guessed:
         notes.append(f"task: {kind}")
     splits = {name: check_rows(split.rows, columns, kind, name) for name, split in _with_labels(raw, columns, notes)}
     outside: dict[str, list[Row]] = {}
@@ -92,8 +100,8 @@ def load_rows(source: Source, columns: Columns, kind: str, split: str | None = N
         raise DataError(f"no split {split!r}; the splits are {', '.join(raw)}")
     name = split or (next(iter(raw)) if len(raw) == 1 else next(n for n in ("test", "validation", "train") if n in raw))
     names = raw[name].columns
-    if columns.label is None or not {*columns.inputs, columns.label} <= set(names):
-        columns = choose(names)
+    if columns.label is None or not {*columns.inputs, *columns.choices, columns.label} <= set(names):
+        columns = choose(names, kind=kind)
     return check_rows(raw[name].rows, columns, kind, name)
 
 
@@ -125,13 +133,15 @@ def _with_labels(raw: dict[str, Raw], columns: Columns, notes: list[str]) -> lis
 
 
 def _labels(raw: Raw, rows: list[Row], columns: Columns, kind: str, left_out: str | None) -> tuple[str, ...]:
+    if kind in OPEN:
+        return ()
     labels = raw.classes.get(columns.label or "") or classes_of(rows, kind)
     labels = tuple(name for name in labels if name != left_out)
     if kind in {"classification", "tagging"} and len(labels) < 2:
         raise DataError(f"training has one class only, {', '.join(labels)}; at least two are needed")
     if kind == "multilabel" and not labels:
         raise DataError("no training row has a label; at least one is needed")
-    return labels if kind != "regression" else ()
+    return labels
 
 
 def set_apart(splits: dict[str, list[Row]], kind: str, label: str) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:

@@ -1,21 +1,29 @@
 """Raw rows -> checked rows of one kind of task, or one clear error that names the split and the row.
 
-A checked row is `{"text", ["text_pair"], "label"}` or `{"tokens", "tags"}`. A label is a class name, a list of class
-names (multilabel) or a number (regression). Rows to predict have no label and no tags.
+A checked row is `{"text", ["text_pair"], "label"}`, `{"tokens", "tags"}`, `{"question", "context", "answers"}` (a list
+of `{"text", "start"}`, empty where there is no answer) or `{"text", ["text_pair"], "choices", "label"}`. A label is a
+class name, a list of class names (multilabel), a number (regression) or the index of a choice. Rows to predict have
+no label, tags or answers.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from attentune.errors import DataError
+from attentune.tasks.cells import answers_in, choice_index, choice_list, choice_texts, shown
 from attentune.tasks.columns import Columns, is_number
 from attentune.tasks.sources import Row
 
 
 def check_rows(rows: Sequence[Row], columns: Columns, kind: str, split: str = "the data") -> list[Row]:
     """Rows of a table -> rows of the task; labels are read where `columns.label` names their column."""
-    parse = _tagged if kind == "tagging" else _labelled
-    return [parse(row, columns, kind, f"{split} row {i}") for i, row in enumerate(rows, 1)]
+    return [check_row(row, columns, kind, f"{split} row {i}") for i, row in enumerate(rows, 1)]
+
+
+def check_row(row: Row, columns: Columns, kind: str, where: str) -> Row:
+    """One row of a table -> a row of the task; `where` stands in errors."""
+    parsers = {"tagging": _tagged, "question_answering": _answered, "multiple_choice": _chosen}
+    return parsers.get(kind, _labelled)(row, columns, kind, where)
 
 
 def _labelled(row: Row, columns: Columns, kind: str, where: str) -> Row:
@@ -36,6 +44,29 @@ def _tagged(row: Row, columns: Columns, kind: str, where: str) -> Row:
     return {"tokens": tokens, "tags": tags}
 
 
+def _answered(row: Row, columns: Columns, kind: str, where: str) -> Row:
+    question, context = (_text(row, name, where) for name in columns.inputs)
+    out: Row = {"question": question.strip(), "context": context}
+    if columns.label is not None:
+        starts = None if columns.start is None else _cell(row, columns.start, where)
+        place = f"{where}, column {columns.label!r}"
+        out["answers"] = answers_in(context, _cell(row, columns.label, where), starts, place)
+    return out
+
+
+def _chosen(row: Row, columns: Columns, kind: str, where: str) -> Row:
+    keys = ("text", "text_pair")
+    out: Row = {key: _text(row, name, where) for key, name in zip(keys, columns.inputs, strict=False)}
+    names, cells = columns.choices, [_cell(row, name, where) for name in columns.choices]
+    if len(names) == 1:
+        names, cells = choice_list(cells[0], f"{where}, column {names[0]!r}")
+    out["choices"] = choice_texts(cells, where)
+    if columns.label is not None:
+        value = _cell(row, columns.label, where)
+        out["label"] = choice_index(value, out["choices"], names, f"{where}, column {columns.label!r}")
+    return out
+
+
 def _cell(row: Row, name: str, where: str) -> Any:
     if name not in row:
         raise DataError(f"{where} has no column {name!r}; it has {', '.join(row)}")
@@ -45,7 +76,7 @@ def _cell(row: Row, name: str, where: str) -> Any:
 def _text(row: Row, name: str, where: str) -> str:
     value = _cell(row, name, where)
     if not isinstance(value, str):
-        raise DataError(f"{where}, column {name!r}: wanted a text, found {_shown(value)}")
+        raise DataError(f"{where}, column {name!r}: wanted a text, found {shown(value)}")
     if not value.strip():
         raise DataError(f"{where}, column {name!r}: the text is empty")
     return value
@@ -55,13 +86,13 @@ def _words(value: Any, where: str) -> list[str]:
     if isinstance(value, str):
         value = value.split()
     if not isinstance(value, list):
-        raise DataError(f"{where}: wanted a list of words, found {_shown(value)}")
+        raise DataError(f"{where}: wanted a list of words, found {shown(value)}")
     words = cast("list[Any]", value)
     if not words:
         raise DataError(f"{where}: the list is empty")
     for word in words:
         if not isinstance(word, str) or not word.strip():
-            raise DataError(f"{where}: wanted words, found {_shown(word)}")
+            raise DataError(f"{where}: wanted words, found {shown(word)}")
     return words
 
 
@@ -73,7 +104,7 @@ def class_name(value: Any, where: str) -> str:
         return value.strip()
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(int(value))
-    raise DataError(f"{where}: wanted a class, found {_shown(value)}")
+    raise DataError(f"{where}: wanted a class, found {shown(value)}")
 
 
 def class_names(value: Any, where: str) -> list[str]:
@@ -81,14 +112,14 @@ def class_names(value: Any, where: str) -> list[str]:
     if isinstance(value, str):
         value = [part for part in value.split("|") if part.strip()]
     if not isinstance(value, list):
-        raise DataError(f"{where}: wanted a list of classes or 'a|b', found {_shown(value)}")
+        raise DataError(f"{where}: wanted a list of classes or 'a|b', found {shown(value)}")
     return sorted({class_name(part, where) for part in cast("list[Any]", value)})
 
 
 def number(value: Any, where: str) -> float:
     """One label cell -> a finite number."""
     if not is_number(value):
-        raise DataError(f"{where}: wanted a number, found {_shown(value)}")
+        raise DataError(f"{where}: wanted a number, found {shown(value)}")
     return float(value)
 
 
@@ -97,11 +128,13 @@ LABEL_READERS: dict[str, Callable[[Any, str], Any]] = {
     "multilabel": class_names,
     "regression": number,
 }
+OPEN = ("regression", "question_answering", "multiple_choice")
+"""Kinds without classes."""
 
 
 def classes_of(rows: Iterable[Row], kind: str) -> tuple[str, ...]:
     """The class names (tags) that occur, in order of name, whole numbers in order of size, O first."""
-    if kind == "regression":
+    if kind in OPEN:
         return ()
     names: set[str] = set()
     for row in rows:
@@ -114,7 +147,7 @@ def classes_of(rows: Iterable[Row], kind: str) -> tuple[str, ...]:
 
 def check_known(rows: Iterable[Row], kind: str, labels: Sequence[str], split: str) -> None:
     """Every class of these rows is among `labels`, or a DataError names the first row where one is not."""
-    if kind == "regression":
+    if kind in OPEN:
         return
     known = set(labels)
     for i, row in enumerate(rows, 1):
@@ -126,10 +159,3 @@ def check_known(rows: Iterable[Row], kind: str, labels: Sequence[str], split: st
 
 def _some(names: Sequence[str], limit: int = 20) -> str:
     return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
-
-
-def _shown(value: Any) -> str:
-    if value is None or value == "":
-        return "nothing"
-    text = repr(value)
-    return f"{type(value).__name__} {text[:57] + '...' if len(text) > 60 else text}"

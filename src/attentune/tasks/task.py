@@ -88,6 +88,10 @@ class Task(ABC):
     def decode(self, logits: Sequence[Logits], features: Sequence[Features], temperature: float = 1.0) -> list[Answer]:
         """logits, one array [C] or [L,C] a row, and their features -> answers."""
 
+    def fitted(self, logits: Sequence[Logits], features: Sequence[Features], rows: Sequence[Row]) -> Self:
+        """The task with what is chosen on labelled rows after training (thresholds); most tasks have no such thing."""
+        return self
+
     @abstractmethod
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
         """Answers against labelled rows."""
@@ -149,6 +153,18 @@ def collate(task: Task, features: Sequence[Features], tokenizer: PreTrainedToken
     if all(f.target is not None for f in features):
         batch["labels"] = task.target_tensor([f.target for f in features], max(map(len, features)))
     return batch
+
+
+def were_cut(
+    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, lengths: Sequence[int], max_length: int
+) -> set[int]:
+    """Of the sequences that fill `max_length`, those that had more to say."""
+    full = [i for i, length in enumerate(lengths) if length >= max_length]
+    if not full:
+        return set()
+    seconds = None if pairs is None else [pairs[i] for i in full]
+    whole = tokenizer([texts[i] for i in full], seconds, truncation=False, verbose=False)["input_ids"]
+    return {i for i, ids in zip(full, whole, strict=True) if len(ids) > max_length}
 
 
 def pad_inputs(sequences: Sequence[Inputs], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:

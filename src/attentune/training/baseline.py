@@ -1,5 +1,10 @@
-"""What no transformer is needed for: bag of words for texts, word shapes for tags. Shown beside the adapter's score."""
+"""What no transformer is needed for, shown beside the adapter's score.
 
+Bag of words for texts and for choices, word shapes for tags, shared words for answers in a context.
+"""
+
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +16,7 @@ from sklearn.linear_model import Ridge
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.svm import LinearSVC
 
+from attentune.evaluation.answers import words_of
 from attentune.evaluation.metrics import Scores, score
 from attentune.tasks.sources import Row
 
@@ -18,12 +24,21 @@ FEATURES = 100_000
 """Words and pairs of words that the text baseline knows, at most."""
 WORDS_FOR_TAGS = 20_000
 """Training words that the tagging baseline reads, at most: it is a yardstick and has to be quick."""
+SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s)|$)", re.DOTALL)
 
 
 def baseline(kind: str, train: Sequence[Row], rows: Sequence[Row], labels: Sequence[str]) -> Scores:
-    """All scores on `rows` of a linear model on words (TF-IDF of one and two words), learned from `train`."""
+    """All scores on `rows` of a linear model on words (TF-IDF of one and two words), learned from `train`.
+
+    Of answers in a context: of the words that only the sentence has which shares most with the question.
+    """
     if kind == "tagging":
         return score(kind, _tags(train, rows), [row["tags"] for row in rows])
+    if kind == "question_answering":
+        texts = [[answer["text"] for answer in row["answers"]] for row in rows]
+        return score(kind, _answers(rows), texts)
+    if kind == "multiple_choice":
+        return score(kind, _choices(train, rows), [row["label"] for row in rows])
     x, y = _vectors(train, rows)
     targets = [row["label"] for row in train]
     references = [row["label"] for row in rows]
@@ -67,6 +82,37 @@ def _shared_words(row: Row) -> str:
     first, second = (set(row[key].lower().split()) for key in ("text", "text_pair"))
     shared = len(first & second) / max(len(first | second), 1)
     return " ".join([f"overlap{round(shared * 10)}", *(f"only{w}" for w in sorted(first ^ second))])
+
+
+def _answers(rows: Sequence[Row]) -> list[str]:
+    """The longest run of words outside of the question, in the sentence that shares its rarest words; never none."""
+    seen = Counter(word for context in {row["context"] for row in rows} for word in set(words_of(context)))
+    found: list[str] = []
+    for row in rows:
+        question = set(words_of(row["question"]))
+        sentences: list[str] = SENTENCE.findall(row["context"])
+        best = max(sentences, key=lambda text: sum(1 / (1 + seen[w]) for w in question & set(words_of(text))))
+        runs: list[list[str]] = [[]]
+        for word in best.split():
+            if question & set(words_of(word)):
+                runs.append([])
+            else:
+                runs[-1].append(word)
+        found.append(" ".join(max(runs, key=len)))
+    return found
+
+
+def _choices(train: Sequence[Row], rows: Sequence[Row]) -> list[int]:
+    """The choice that a linear model of right and wrong choices likes best."""
+    x, y = _vectors(_pairs(train), _pairs(rows))
+    right = [i == row["label"] for row in train for i in range(len(row["choices"]))]
+    liked = iter(LinearSVC(C=0.5, random_state=0).fit(x, right).decision_function(y))
+    return [int(np.argmax([next(liked) for _ in row["choices"]])) for row in rows]
+
+
+def _pairs(rows: Sequence[Row]) -> list[Row]:
+    told = [" ".join([row["text"], *([row["text_pair"]] if "text_pair" in row else [])]) for row in rows]
+    return [{"text": text, "text_pair": c} for text, row in zip(told, rows, strict=True) for c in row["choices"]]
 
 
 def _tags(train: Sequence[Row], rows: Sequence[Row]) -> list[list[str]]:

@@ -213,10 +213,13 @@ def build_trainer(
     report: Callable[[str], None],
 ) -> Trainer:
     """A Trainer that learns the task and scores it on the validation rows after each epoch."""
-    features, rows = _by_length(*validation)
+    order = _by_length(validation[0])
+    features, rows = [validation[0][i] for i in order], [validation[1][i] for i in order]
 
     def scores(prediction: EvalPrediction) -> Scores:
-        return score_logits(task, cast("Any", prediction.predictions), features, rows)
+        each = logits_by_row(cast("Any", prediction.predictions), features, task)
+        fitted = task.fitted(each, features, rows)
+        return fitted.score(fitted.decode(each, features), rows)
 
     trainer = TaskTrainer(
         task,
@@ -254,7 +257,7 @@ def logits_of(trainer: Trainer, task: Task, features: Sequence[Features]) -> lis
     """The logits of each row with the model as it is, on every process."""
     if not features:
         return []
-    order = sorted(range(len(features)), key=lambda i: -len(features[i]))
+    order = _by_length(features)
     ordered = [features[i] for i in order]
     trainer.compute_metrics = None
     found = cast("Any", trainer.predict(cast("Any", Examples(ordered))).predictions)
@@ -262,13 +265,6 @@ def logits_of(trainer: Trainer, task: Task, features: Sequence[Features]) -> lis
     return [back[i] for i in range(len(features))]
 
 
-def score_logits(task: Task, logits: Any, features: Sequence[Features], rows: Sequence[Row]) -> Scores:
-    """Padded logits [N,C] or [N,L,C] of all rows -> scores, by way of answers as prediction gives them."""
-    each = logits_by_row(logits, features, task)
-    return task.score(task.decode(each, features), rows)
-
-
-def _by_length(features: Sequence[Features], rows: Sequence[Row]) -> tuple[list[Features], list[Row]]:
-    """Rows of like length next to each other: scores do not depend on the order, padding does."""
-    order = sorted(range(len(features)), key=lambda i: -len(features[i]))
-    return [features[i] for i in order], [rows[i] for i in order]
+def _by_length(features: Sequence[Features]) -> list[int]:
+    """An order with rows of like length next to each other: scores do not depend on it, padding does."""
+    return sorted(range(len(features)), key=lambda i: -len(features[i]))

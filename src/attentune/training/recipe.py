@@ -20,8 +20,9 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 from attentune.errors import ConfigError
 from attentune.methods import METHODS
+from attentune.tasks.columns import KINDS
 
-FOLDERS = ("classification", "pair", "multilabel", "regression", "tagging")
+FOLDERS = ("classification", "pair", "multilabel", "regression", "tagging", "question_answering", "multiple_choice")
 
 
 def option(default: Any, text: str) -> Any:
@@ -34,17 +35,23 @@ class TaskOptions:
     """[task]: what is learned from which columns."""
 
     data: str | None = option(None, "what is learned from, where the command names nothing: a file, a folder, a hub id")
-    kind: str | None = option(None, "classification, multilabel, regression or tagging; guessed when not given")
+    kind: str | None = option(None, f"{', '.join(KINDS)}; guessed when not given")
     text: list[str] = field(
         default_factory=list[str],
-        metadata={"help": "the column of the text, or the two of a pair, or that of the words; guessed"},
+        metadata={"help": "the column of the text, the two of a pair (question, context), that of the words; guessed"},
     )
     label: str | None = option(None, "the column to learn; guessed")
+    choices: list[str] = field(
+        default_factory=list[str],
+        metadata={"help": "the columns of the choices, or the one with lists of them; guessed"},
+    )
     validation: float = option(0.1, "share of training rows set aside when there is no validation split")
     shots: int | None = option(
         None, "learn from this many training rows in all, drawn by the seed, classes evenly; template becomes auto"
     )
-    max_length: int = option(128, "most tokens of a row; what is longer is cut")
+    max_length: int = option(128, "most tokens of a sequence; what is longer is cut (a context: into windows)")
+    stride: int = option(64, "tokens that neighbouring windows of a context share")
+    answer_length: int = option(30, "most tokens of an answer in a context")
     metric: str | None = option(None, "the score that chooses the best epoch; by default the main one of the kind")
     template: str | None = option(
         None, "classes as words in a gap of this sentence, '{text} It was {mask}.'; auto: one that fits; or none"

@@ -87,7 +87,8 @@ def train(
     base = load_backbone(backbone)
     tokenizer = load_tokenizer(backbone, base)
     origin = Backbone(hub_id(backbone), fingerprint(base), revision(base))
-    learned, vocabulary, note = phrased(task_of(rows), chosen.task, backbone, base, tokenizer)
+    made = task_of(rows, chosen.task.stride, chosen.task.answer_length)
+    learned, vocabulary, note = phrased(made, chosen.task, backbone, base, tokenizer)
     if note:
         report(note)
     check_scope(learned, chosen.task.false_alarms)
@@ -110,6 +111,7 @@ def train(
     trackers.attach(trainer, target)
     done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
     logits = {name: logits_of(trainer, learned, found) for name, found in features.items() if name != "train"}
+    learned = learned.fitted(logits["validation"], features["validation"], rows.validation)
     known = {
         name: Labelled(logits[name], features[name], split, logits[f"outside {name}"])
         for name, split in (("validation", rows.validation), ("test", rows.test))
@@ -183,7 +185,13 @@ def choose(
     if data is None:
         raise DataError("no data: name a file, a folder or a hub id, or a recipe that does")
     rows = load_data(
-        data, options.kind, options.text, options.label, options.validation, out_of_scope=options.out_of_scope
+        data,
+        options.kind,
+        options.text,
+        options.label,
+        options.validation,
+        out_of_scope=options.out_of_scope,
+        choices=options.choices,
     )
     if recipe is None:
         wanted = shipped_recipe(rows.kind, first.method, rows.pair).override(changes)
