@@ -2,7 +2,9 @@
 
 AttentuneError (a ValueError)
 ├── ConfigError        an option or recipe that cannot be meant
+│   └── UnknownTaskError   a task that is not there
 ├── DataError          rows, columns or labels that do not fit the task
+├── OverloadedError    more requests than the engine's limits allow; the same request may succeed later
 ├── StoreError         an adapter folder that is missing, incomplete or does not fit the backbone
 └── UnsupportedError   an architecture, method or request that attentune refuses, with what it offers instead
 
@@ -18,8 +20,16 @@ class ConfigError(AttentuneError):
     """An option or recipe that cannot be meant."""
 
 
+class UnknownTaskError(ConfigError):
+    """A task that is not there."""
+
+
 class DataError(AttentuneError):
     """Rows, columns or labels that do not fit the task."""
+
+
+class OverloadedError(AttentuneError):
+    """More requests than the engine's limits allow; the same request may succeed later."""
 
 
 class StoreError(AttentuneError):

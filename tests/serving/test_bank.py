@@ -9,7 +9,7 @@ from laws.cells import FORMS, Form, refused
 from laws.zoo import batch_of, model_of, rows_of
 
 from attentune import TaskModel
-from attentune.errors import ConfigError, StoreError
+from attentune.errors import ConfigError, StoreError, UnknownTaskError
 from attentune.serving import Bank
 from serving.kit import adapter
 
@@ -109,9 +109,9 @@ def test_replace_and_remove_leave_the_others_and_the_batch_in_flight(bert: Any, 
     assert logits_of(bank, [held, "y"], inputs).equal(first)
     bank.remove("x")
     assert bank.names == ["y"]
-    with pytest.raises(ConfigError, match="no task 'x'"):
+    with pytest.raises(UnknownTaskError, match="no task 'x'"):
         bank(adapter_names=["x", "y"], **inputs)
-    with pytest.raises(ConfigError, match="no task 'x'"):
+    with pytest.raises(UnknownTaskError, match="no task 'x'"):
         bank.remove("x")
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from attentune import store
 from attentune.backbones import fingerprint, load_backbone, same_backbone
-from attentune.errors import ConfigError, StoreError, UnsupportedError
+from attentune.errors import ConfigError, StoreError, UnknownTaskError, UnsupportedError
 from attentune.heads import HeadConfig, States, TaskOutput, assemble
 from attentune.method import METHODS, MethodConfig
 from attentune.model import TaskModel
@@ -120,11 +120,11 @@ class Bank:
         """The present version of a task.
 
         Raises:
-            ConfigError: there is none of that name.
+            UnknownTaskError: there is none of that name.
         """
         entry = self._tasks.get(name)
         if entry is None:
-            raise ConfigError(f"no task {name!r} in the bank")
+            raise UnknownTaskError(f"there is no task {name!r}")
         return entry
 
     def card(self, name: str) -> TaskCard:
@@ -170,7 +170,7 @@ class Bank:
         """input_ids [B,T], attention_mask [B,T], a task (or an entry that was looked up before) a row -> logits.
 
         Raises:
-            ConfigError: an unknown task.
+            UnknownTaskError: a task that is not in the bank.
             StoreError: a cold task cannot be read.
         """
         if len(adapter_names) != len(input_ids):

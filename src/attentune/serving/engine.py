@@ -1,0 +1,223 @@
+"""Text in, answers out: tokens, queue, batches, and each answer by its own task."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from attentune.backbones import load_tokenizer
+from attentune.confidence import answers, check_wishes
+from attentune.errors import AttentuneError
+from attentune.predict import Input, as_row, joined, logits_by_sequence
+from attentune.serving.bank import Bank, Entry
+from attentune.serving.batcher import Batcher, Piece
+from attentune.tasks import Answer, Features
+from attentune.tasks.task import Logits, pad_inputs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One input for one task, and what is wished of the answer: see `Adapter.predict`."""
+
+    task: str | Entry
+    input: Input
+    abstain_at: float | None = None
+    coverage: float | None = None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What is told of a batch."""
+
+    rows: int
+    tokens: int
+    """Without padding."""
+    padded: int
+    """With padding."""
+    tasks: int
+    waited: float
+    """Seconds that its oldest sequence waited."""
+    seconds: float
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """An accepted ask: what was made of it, and who waits."""
+
+    ask: Ask
+    entry: Entry
+    features: Features
+    pieces: list[Piece]
+    answer: Future[Answer]
+
+
+class Engine:
+    """Answers asks of any tasks of a bank in dynamic batches; a thread of its own runs the model.
+
+    An ask that fails fails alone: an error of its text or its task reaches only its own future. Cancelling a future
+    takes its sequences out of the queue. The bank may change at any time; an ask is answered by the version of its task
+    that was there when it came.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        tokenizer: PreTrainedTokenizerBase,
+        batcher: Batcher | None = None,
+        observe: Callable[[Ran], None] = lambda ran: None,
+    ) -> None:
+        self.bank, self.tokenizer, self.observe = bank, tokenizer, observe
+        self.batcher = Batcher() if batcher is None else batcher
+        # One tokenizer serves every thread, and truncation is a state of it.
+        self._encoding = threading.Lock()
+        self._worker = threading.Thread(target=self._work, name="attentune-engine", daemon=True)
+        self._worker.start()
+
+    @classmethod
+    def load(cls, backbone: str = "minilm", **options: Any) -> Engine:
+        """An engine on an empty bank; `options` are those of `Bank`."""
+        bank = Bank(backbone, **options)
+        return cls(bank, load_tokenizer(backbone, bank.model.backbone))
+
+    def submit(self, asks: Sequence[Ask]) -> list[Future[Answer]]:
+        """Queue asks; each future gives the answer, or raises what stood against it.
+
+        Raises:
+            OverloadedError: the queue has no room for all of them; none is queued.
+        """
+        futures = [Future[Answer]() for _ in asks]
+        waiting = list(self._encode(asks, futures))
+        self.batcher.put([piece for one in waiting for piece in one.pieces])
+        for one in waiting:
+            self._watch(one)
+        return futures
+
+    def answer(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Answers in the order of the asks; raises the first error there is, when all are done."""
+        futures = self.submit(asks)
+        wait(futures)
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """Answer what was accepted, and end."""
+        self.batcher.close()
+        self._worker.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _encode(self, asks: Sequence[Ask], futures: Sequence[Future[Answer]]) -> Iterable[_Waiting]:
+        """Tokenise the asks of each task together; one that cannot be read gets its error and no place."""
+        by_task: defaultdict[Entry, list[int]] = defaultdict(list)
+        for i, ask in enumerate(asks):
+            try:
+                entry = self.bank.entry(ask.task) if isinstance(ask.task, str) else ask.task
+                check_wishes(entry.card.task, entry.card.calibration, ask.abstain_at, ask.coverage)
+                by_task[entry].append(i)
+            except AttentuneError as error:
+                futures[i].set_exception(error)
+        for entry, at in by_task.items():
+            for i, features in zip(at, self._features(entry, [asks[i].input for i in at]), strict=True):
+                if isinstance(features, AttentuneError):
+                    futures[i].set_exception(features)
+                    continue
+                pieces = [Piece(entry, sequence) for sequence in features.sequences]
+                yield _Waiting(asks[i], entry, features, pieces, futures[i])
+
+    def _features(self, entry: Entry, inputs: Sequence[Input]) -> Sequence[Features | AttentuneError]:
+        card = entry.card
+        try:
+            rows = [as_row(item, card, "the input") for item in inputs]
+            with self._encoding:
+                return card.task.encode(self.tokenizer, rows, card.max_length)
+        except AttentuneError as error:
+            if len(inputs) == 1:
+                return [error]
+            return [self._features(entry, [item])[0] for item in inputs]
+
+    def _watch(self, one: _Waiting) -> None:
+        """Answer when all sequences are done; withdraw them when nobody waits any more."""
+        left = len(one.pieces)
+        lock = threading.Lock()
+
+        def piece_done(_: Future[Logits]) -> None:
+            nonlocal left
+            with lock:
+                left -= 1
+                last = left == 0
+            if last and not one.answer.cancelled():
+                self._finish(one)
+
+        def withdrawn(answer: Future[Answer]) -> None:
+            if answer.cancelled():
+                for piece in one.pieces:
+                    piece.logits.cancel()
+
+        one.answer.add_done_callback(withdrawn)
+        for piece in one.pieces:
+            piece.logits.add_done_callback(piece_done)
+
+    def _finish(self, one: _Waiting) -> None:
+        if not one.answer.set_running_or_notify_cancel():
+            return
+        try:
+            logits = joined([piece.logits.result() for piece in one.pieces], one.entry.card.task)
+            card, ask = one.entry.card, one.ask
+            (found,) = answers(card.task, card.calibration, [logits], [one.features], ask.abstain_at, ask.coverage)
+            one.answer.set_result(found)
+        except Exception as error:
+            one.answer.set_exception(error)
+
+    def _work(self) -> None:
+        while (batch := self.batcher.take()) is not None:
+            self._run(batch)
+
+    def _run(self, batch: Sequence[Piece]) -> None:
+        """Run a batch; when it fails, its sequences one by one, so that only what is at fault fails."""
+        begin = time.monotonic()
+        try:
+            logits = self._logits(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                if not isinstance(error, AttentuneError):
+                    log.exception("a sequence of task %r could not be run", batch[0].entry.name)
+                batch[0].logits.set_exception(error)
+                return
+            for piece in batch:
+                self._run([piece])
+            return
+        for piece, z in zip(batch, logits, strict=True):
+            piece.logits.set_result(z)
+        lengths = [piece.length for piece in batch]
+        self.observe(
+            Ran(
+                rows=len(batch),
+                tokens=sum(lengths),
+                padded=max(lengths) * len(batch),
+                tasks=len({piece.entry.name for piece in batch}),
+                waited=begin - min(piece.arrived for piece in batch),
+                seconds=time.monotonic() - begin,
+            )
+        )
+
+    def _logits(self, batch: Sequence[Piece]) -> list[Logits]:
+        sequences = [piece.inputs for piece in batch]
+        inputs = pad_inputs(sequences, self.tokenizer)
+        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        out = self.bank(ids, mask, [piece.entry for piece in batch], **inputs)
+        assert out.logits is not None
+        tasks = [piece.entry.card.task for piece in batch]
+        return logits_by_sequence(out.logits.float().cpu().numpy(), sequences, tasks)
