@@ -78,6 +78,7 @@ def test_every_kind_has_its_main_metric() -> None:
         "tagging": ([["B-X"]], [["B-X"]]),
         "question_answering": (["a"], [["a"]]),
         "multiple_choice": ([1], [0]),
+        "generation": (["a text"], [["a text"]]),
     }
     assert set(samples) == set(metrics.MAIN)
     for kind, (p, r) in samples.items():

@@ -15,6 +15,7 @@ from attentune.tasks import KINDS, Classification, MultiLabel, Regression, Taggi
 from attentune.tasks.answer import QuestionAnswering
 from attentune.tasks.choose import MultipleChoice
 from attentune.tasks.data import load_data
+from attentune.tasks.generate import Generation
 from attentune.tasks.task import collate, pack
 
 TASKS: list[Task] = [
@@ -24,6 +25,7 @@ TASKS: list[Task] = [
     Tagging(("O", "B-X")),
     QuestionAnswering(stride=8, answer_length=5, unanswerable=True, threshold=-1.5),
     MultipleChoice(pair=True),
+    Generation(decoder_only=True, prompt="Say {text}:", num_beams=2, max_new_tokens=9),
 ]
 
 

@@ -8,6 +8,7 @@ copy, the weights must have the hash of the original. Code that comes with a mod
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import metadata
@@ -15,10 +16,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
-from attentune.errors import ConfigError, StoreError
+from attentune.anatomy import anatomies_of
+from attentune.errors import ConfigError, StoreError, UnsupportedError
 
 MINILM = "minilm"
 MINILM_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -67,20 +77,42 @@ def _packaged_minilm() -> Path | None:
     return weights.parent
 
 
-def load_backbone(name: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The bare transformer of a name, in evaluation mode; in `dtype`, else in that of its file."""
+def load_backbone(name: str, dtype: torch.dtype | None = None, writes: bool = False) -> PreTrainedModel:
+    """The bare transformer of a name, in evaluation mode; in `dtype`, else in that of its file.
+
+    With `writes` its language head comes along, for generation.
+
+    Raises:
+        ConfigError: there is no such backbone.
+        UnsupportedError: it is asked to write, and is an encoder alone.
+    """
     where = resolve(name)
     try:
         config = AutoConfig.from_pretrained(where)
         if config.model_type == "big_bird":
             config.attention_type = "original_full"
+        kind = _writer(name, config) if writes else AutoModel
         with quiet():
-            model = AutoModel.from_pretrained(where, config=config, dtype=dtype or "auto")
+            model = kind.from_pretrained(where, config=config, dtype=dtype or "auto")
+    except UnsupportedError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"no backbone {name!r}: wanted minilm, a folder or a hub id ({_first_line(error)})"
         ) from error
     return cast("PreTrainedModel", model.eval())
+
+
+def _writer(name: str, config: Any) -> Any:
+    """The class that loads a backbone with its language head."""
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    if not anatomies_of(config)[0].causal:
+        raise UnsupportedError(
+            f"{name} is an encoder ({config.model_type}), which writes no text; generation wants an encoder-decoder "
+            "(T5, BART) or a decoder (GPT-2, Llama, Qwen)"
+        )
+    return AutoModelForCausalLM
 
 
 def load_tokenizer(name: str, model: PreTrainedModel | None = None) -> PreTrainedTokenizerBase:
@@ -103,10 +135,14 @@ def load_tokenizer(name: str, model: PreTrainedModel | None = None) -> PreTraine
 def fingerprint(model: PreTrainedModel) -> str:
     """`<config>-<dtype>-<weights>`: two short hashes of what the weights are and of some of their bytes.
 
-    Poolers are left out: files without one get a random one.
+    Poolers are left out: files without one get a random one. So are language heads: a backbone is the same with one
+    and without.
     """
+    model = cast("PreTrainedModel", model.base_model)
     config = {key: getattr(model.config, key) for key in ESSENTIALS if hasattr(model.config, key)}
-    names = sorted(name for name, p in model.named_parameters() if p.dim() == 2 and "pooler" not in name)
+    names = sorted(
+        name for name, p in model.named_parameters() if p.dim() == 2 and not re.search("pooler|lm_head", name)
+    )
     weights = hashlib.sha256()
     for name in names:
         tensor = model.get_parameter(name)

@@ -1,8 +1,13 @@
-"""TaskModel: a frozen backbone, a place for heads, and any number of adapters of any method."""
+"""TaskModel: a frozen backbone, a place for heads, and any number of adapters of any method.
+
+LanguageModel is the same for a backbone that writes: its own language head takes the place of ours.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +22,25 @@ from attentune.errors import ConfigError, StoreError, UnsupportedError
 from attentune.heads import Heads, States, TaskOutput
 from attentune.method import MethodConfig
 from attentune.sites import AdapterLayer, Stack
-from attentune.tuner import SiteTuner, rows
+from attentune.tuner import SiteTuner, rows, source_tokens
 
 
-class TaskModel(nn.Module):
-    """A backbone and a place for heads.
-
-    Give it to `peft.get_peft_model` with a config that has a `head`; or let it hold adapters of several methods at once
-    and give each row of a batch its own by `adapter_names`. Of an encoder-decoder the encoder is used. `vocabulary` is
-    the backbone's masked-LM head, which adapters with words for classes read.
-    """
+class Adapted(nn.Module):
+    """A frozen backbone with any number of adapters, of any methods."""
 
     base_model_prefix = "backbone"
 
-    def __init__(self, backbone: nn.Module, vocabulary: nn.Module | None = None) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
-        config: Any = backbone.config
-        if getattr(config, "is_encoder_decoder", False) and hasattr(backbone, "get_encoder"):
-            backbone = backbone.get_encoder()  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
         stacks_of(backbone)
         self.backbone: Any = backbone
-        self.heads = Heads(vocabulary)
-        self.name_or_path: str = getattr(config, "_name_or_path", "") or ""
         self._tuners: dict[str, SiteTuner] = {}
         self._configs: dict[str, MethodConfig] = {}
+
+    @property
+    def _host(self) -> nn.Module:
+        """Where adapters are put in, and where the names of saved tensors begin."""
+        return self
 
     @property
     def config(self) -> Any:
@@ -77,6 +77,116 @@ class TaskModel(nn.Module):
     def is_gradient_checkpointing(self) -> bool:
         """Whether it is on."""
         return any(getattr(module, "gradient_checkpointing", False) for module in self.backbone.modules())
+
+    def add_adapter(self, name: str, config: MethodConfig, low_cpu_mem_usage: bool = False) -> None:
+        """Add a new adapter, of any method; it becomes active when it is the first.
+
+        Raises:
+            ConfigError: the name is taken.
+        """
+        if name in self._configs:
+            raise ConfigError(f"an adapter named {name!r} is loaded already; loaded are {sorted(self._configs)}")
+        method = type(config).method
+        assert method is not None
+        tuner, active = self._tuners.get(method.name), self._active()
+        if tuner is None:
+            kind: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]  # pyright: ignore[reportArgumentType]
+            # A tuner that found the configs of other methods on the model would warn and take them for its own.
+            self._host.__dict__.pop("peft_config", None)
+            tuner = kind(self._host, {name: config}, name, low_cpu_mem_usage=low_cpu_mem_usage)
+            self._tuners[method.name] = tuner
+        else:
+            tuner.peft_config[name] = config
+            # peft looks up what is active among the tuner's own adapters, and it may be another method's.
+            tuner.active_adapter = name
+            try:
+                tuner.inject_adapter(self._host, name, low_cpu_mem_usage=low_cpu_mem_usage)
+            except Exception:
+                del tuner.peft_config[name]
+                self.set_adapter(active)
+                raise
+        self._configs[name] = config
+        self._host.__dict__["peft_config"] = dict(self._configs)
+        self.set_adapter(active or [name])
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Add a saved adapter: `adapter_config.json` and `adapter_model.safetensors`.
+
+        Raises:
+            StoreError: the folder is incomplete, or its tensors do not fit.
+            ConfigError: the name is taken, or the method is not registered.
+        """
+        folder = Path(folder)
+        weights = folder / "adapter_model.safetensors"
+        if not (folder / "adapter_config.json").is_file() or not weights.is_file():
+            raise StoreError(f"{folder} is no adapter: it holds no adapter_config.json and adapter_model.safetensors")
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        if not isinstance(config, MethodConfig):
+            raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter, which attentune does not run")
+        config.inference_mode = True
+        self.add_adapter(name, config)
+        try:
+            result = set_peft_model_state_dict(self._host, load_file(weights), adapter_name=name)
+            lost = [k for k in result.missing_keys if k.endswith(f".{name}")] + list(result.unexpected_keys)
+            if lost:
+                raise StoreError(
+                    f"{folder} does not fit this backbone: {len(lost)} tensors do not match, {lost[0]} first"
+                )
+        except RuntimeError as error:
+            self.delete_adapter(name)
+            raise StoreError(f"{folder} does not fit this backbone: {str(error).splitlines()[-1].strip()}") from error
+        except StoreError:
+            self.delete_adapter(name)
+            raise
+
+    def delete_adapter(self, name: str) -> None:
+        """Take an adapter off; nothing of it is left.
+
+        Raises:
+            ConfigError: it is not loaded.
+        """
+        if name not in self._configs:
+            raise ConfigError(f"no adapter {name!r} is loaded; loaded are {sorted(self._configs)}")
+        method = type(self._configs[name]).method
+        assert method is not None
+        active = [n for n in self._active() if n != name]
+        self._tuners[method.name].set_adapter(active)
+        self._tuners[method.name].delete_adapter(name)
+        del self._configs[name]
+        self._host.__dict__["peft_config"] = dict(self._configs)
+        self.set_adapter(active)
+
+    def set_adapter(self, names: str | list[str]) -> None:
+        """Choose which adapters serve batches without `adapter_names`; [] is the backbone alone."""
+        names = [names] if isinstance(names, str) else names
+        unknown = sorted(set(names) - set(self._configs))
+        if unknown:
+            raise ConfigError(f"no adapters {unknown} are loaded; loaded are {sorted(self._configs)}")
+        for layer in self.modules():
+            if isinstance(layer, AdapterLayer):
+                layer.set_adapter(names, inference_mode=all(self._configs[n].inference_mode for n in names))
+        for tuner in self._tuners.values():
+            tuner.active_adapter = names
+
+    def _active(self) -> list[str]:
+        return next((list(t.active_adapters) for t in self._tuners.values()), [])
+
+
+class TaskModel(Adapted):
+    """A backbone and a place for heads.
+
+    Give it to `peft.get_peft_model` with a config that has a `head`; or let it hold adapters of several methods at once
+    and give each row of a batch its own by `adapter_names`. Of an encoder-decoder the encoder is used. `vocabulary` is
+    the backbone's masked-LM head, which adapters with words for classes read.
+    """
+
+    def __init__(self, backbone: nn.Module, vocabulary: nn.Module | None = None) -> None:
+        config: Any = backbone.config
+        if getattr(config, "is_encoder_decoder", False) and hasattr(backbone, "get_encoder"):
+            backbone = backbone.get_encoder()  # pyright: ignore[reportCallIssue, reportUnknownVariableType]
+        super().__init__(backbone)
+        self.heads = Heads(vocabulary)
+        self.name_or_path: str = getattr(config, "_name_or_path", "") or ""
 
     def forward(
         self,
@@ -121,95 +231,27 @@ class TaskModel(nn.Module):
         first = stack.front.columns.int().argmax(1)
         return frame.states[torch.arange(len(first), device=first.device), first]
 
-    def add_adapter(self, name: str, config: MethodConfig, low_cpu_mem_usage: bool = False) -> None:
-        """Add a new adapter, of any method; it becomes active when it is the first.
+
+class LanguageModel(Adapted):
+    """A backbone with its language head, T5ForConditionalGeneration say, and any number of adapters.
+
+    Tensors have the names that plain peft gives them on the same model.
+    """
+
+    @property
+    def _host(self) -> nn.Module:
+        return self.backbone
+
+    def generate(self, input_ids: Tensor, adapter_names: Sequence[str], **options: Any) -> Tensor:
+        """input_ids [B,T] -> tokens [B,T'], each row by its own adapter; `options` are those of transformers.
 
         Raises:
-            ConfigError: the name is taken.
+            UnsupportedError: an unknown name, or as many names as there are not rows.
         """
-        if name in self._configs:
-            raise ConfigError(f"an adapter named {name!r} is loaded already; loaded are {sorted(self._configs)}")
-        method = type(config).method
-        assert method is not None
-        tuner, active = self._tuners.get(method.name), self._active()
-        if tuner is None:
-            kind: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]  # pyright: ignore[reportArgumentType]
-            # A tuner that found the configs of other methods on the model would warn and take them for its own.
-            self.__dict__.pop("peft_config", None)
-            tuner = kind(self, {name: config}, name, low_cpu_mem_usage=low_cpu_mem_usage)
-            self._tuners[method.name] = tuner
-        else:
-            tuner.peft_config[name] = config
-            # peft looks up what is active among the tuner's own adapters, and it may be another method's.
-            tuner.active_adapter = name
-            try:
-                tuner.inject_adapter(self, name, low_cpu_mem_usage=low_cpu_mem_usage)
-            except Exception:
-                del tuner.peft_config[name]
-                self.set_adapter(active)
-                raise
-        self._configs[name] = config
-        self.peft_config = dict(self._configs)
-        self.set_adapter(active or [name])
+        with rows(self, list(adapter_names), dict(self._configs)), source_tokens(self, int(input_ids.shape[1])):
+            return self.backbone.generate(input_ids=input_ids, **options)
 
-    def load_adapter(self, name: str, folder: str | Path) -> None:
-        """Add a saved adapter: `adapter_config.json` and `adapter_model.safetensors`.
 
-        Raises:
-            StoreError: the folder is incomplete, or its tensors do not fit.
-            ConfigError: the name is taken, or the method is not registered.
-        """
-        folder = Path(folder)
-        weights = folder / "adapter_model.safetensors"
-        if not (folder / "adapter_config.json").is_file() or not weights.is_file():
-            raise StoreError(f"{folder} is no adapter: it holds no adapter_config.json and adapter_model.safetensors")
-        config: Any = PeftConfig.from_pretrained(str(folder))
-        if not isinstance(config, MethodConfig):
-            raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter, which attentune does not run")
-        config.inference_mode = True
-        self.add_adapter(name, config)
-        try:
-            result = set_peft_model_state_dict(self, load_file(weights), adapter_name=name)
-            lost = [k for k in result.missing_keys if k.endswith(f".{name}")] + list(result.unexpected_keys)
-            if lost:
-                raise StoreError(
-                    f"{folder} does not fit this backbone: {len(lost)} tensors do not match, {lost[0]} first"
-                )
-        except RuntimeError as error:
-            self.delete_adapter(name)
-            raise StoreError(f"{folder} does not fit this backbone: {str(error).splitlines()[-1].strip()}") from error
-        except StoreError:
-            self.delete_adapter(name)
-            raise
-
-    def delete_adapter(self, name: str) -> None:
-        """Take an adapter off; nothing of it is left.
-
-        Raises:
-            ConfigError: it is not loaded.
-        """
-        if name not in self._configs:
-            raise ConfigError(f"no adapter {name!r} is loaded; loaded are {sorted(self._configs)}")
-        method = type(self._configs[name]).method
-        assert method is not None
-        active = [n for n in self._active() if n != name]
-        self._tuners[method.name].set_adapter(active)
-        self._tuners[method.name].delete_adapter(name)
-        del self._configs[name]
-        self.peft_config = dict(self._configs)
-        self.set_adapter(active)
-
-    def set_adapter(self, names: str | list[str]) -> None:
-        """Choose which adapters serve batches without `adapter_names`; [] is the backbone alone."""
-        names = [names] if isinstance(names, str) else names
-        unknown = sorted(set(names) - set(self._configs))
-        if unknown:
-            raise ConfigError(f"no adapters {unknown} are loaded; loaded are {sorted(self._configs)}")
-        for layer in self.modules():
-            if isinstance(layer, AdapterLayer):
-                layer.set_adapter(names, inference_mode=all(self._configs[n].inference_mode for n in names))
-        for tuner in self._tuners.values():
-            tuner.active_adapter = names
-
-    def _active(self) -> list[str]:
-        return next((list(t.active_adapters) for t in self._tuners.values()), [])
+def twin(model: nn.Module) -> nn.Module:
+    """The same modules over the same tensors: hooks of its own, and no memory."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})

@@ -1,11 +1,12 @@
 """Texts -> tokens -> logits -> calibrated probabilities -> answers: one backbone, any number of tasks, mixed batches.
 
-The same few functions serve validation while training (`logits_by_row`), one loaded adapter (`load`) and many
-(`load_many`, `predict_many`). Batches are sorted by length, answers come back in the order of the inputs.
+Tasks that write have texts in the place of logits; they share the backbone's tensors with the others. The same few
+functions serve validation while training (`logits_by_row`), one loaded adapter (`load`) and many (`load_many`,
+`predict_many`). Batches are sorted by length, answers come back in the order of the inputs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,16 +22,18 @@ from attentune.confidence import Judgement, Labelled, answers, check_wishes, jud
 from attentune.errors import ConfigError, DataError, StoreError
 from attentune.evaluation.metrics import Scores
 from attentune.method import METHODS
-from attentune.model import TaskModel
+from attentune.model import LanguageModel, TaskModel, twin
 from attentune.store import Stored, TaskCard
 from attentune.tasks import Answer, Features, Task
 from attentune.tasks.data import load_rows
+from attentune.tasks.generate import Generation
 from attentune.tasks.inputs import Input, as_row, unlabelled
 from attentune.tasks.rows import check_known
 from attentune.tasks.sources import Source
 from attentune.tasks.task import Inputs, Logits, pad_inputs
 from attentune.tasks.verbalise import Cloze
 from attentune.vocabulary import vocabulary_head
+from attentune.writing import write
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,10 +48,17 @@ class Job:
 
 
 class Predictor:
-    """One frozen backbone with the adapters of any number of tasks."""
+    """One frozen backbone with the adapters of any number of tasks; `writer` has those of the tasks that write."""
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, cards: Mapping[str, TaskCard]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        cards: Mapping[str, TaskCard],
+        writer: LanguageModel | None = None,
+    ) -> None:
         self.model = model.eval()
+        self.writer = None if writer is None else writer.eval()
         self.tokenizer = tokenizer
         self.cards = dict(cards)
         self._names = {task: f"task{i}" for i, task in enumerate(self.cards)}
@@ -101,7 +111,17 @@ class Predictor:
         logits = iter(in_batches(pieces, lambda piece: len(piece[0]["input_ids"]), self._run, batch_size))
         return [joined(list(islice(logits, len(job.features.sequences))), self.cards[job.task].task) for job in jobs]
 
-    def _run(self, pieces: Sequence[tuple[Inputs, str]]) -> list[Logits]:
+    def _run(self, pieces: Sequence[tuple[Inputs, str]]) -> list[Any]:
+        """Logits of each sequence, or the text that is written from it: one batch for each way of decoding."""
+        ways = [_way(self.cards[task].task) for _, task in pieces]
+        found: dict[int, Any] = {}
+        for way in dict.fromkeys(ways):
+            at = [i for i, other in enumerate(ways) if other == way]
+            run = self._classify if way is None else self._write
+            found.update(zip(at, run([pieces[i] for i in at]), strict=True))
+        return [found[i] for i in range(len(pieces))]
+
+    def _classify(self, pieces: Sequence[tuple[Inputs, str]]) -> list[Logits]:
         device = next(self.model.parameters()).device
         sequences = [sequence for sequence, _ in pieces]
         inputs = {k: v.to(device) for k, v in pad_inputs(sequences, self.tokenizer).items()}
@@ -110,6 +130,17 @@ class Predictor:
             logits: Tensor = self.model(**inputs, adapter_names=names).logits
         tasks = [self.cards[task].task for _, task in pieces]
         return logits_by_sequence(logits.float().cpu().numpy(), sequences, tasks)
+
+    def _write(self, pieces: Sequence[tuple[Inputs, str]]) -> list[str]:
+        assert self.writer is not None
+        task = cast("Generation", self.cards[pieces[0][1]].task)
+        prompts = [sequence["input_ids"] for sequence, _ in pieces]
+        return write(self.writer, self.tokenizer, task, prompts, [self._names[name] for _, name in pieces])
+
+
+def _way(task: Task) -> tuple[int, int] | None:
+    """Tasks that write share a batch when they decode alike."""
+    return (task.num_beams, task.max_new_tokens) if isinstance(task, Generation) else None
 
 
 class Adapter:
@@ -134,10 +165,11 @@ class Adapter:
         An answer is a plain dict: `label`, `score`, `probabilities` (classification), `labels`, `score`,
         `probabilities` (multilabel), `value` (regression), `spans`, `words`, `tags`, `score` (tagging), `answer`,
         `start`, `end`, `score`, `no_answer` (question answering), `choice`, `index`, `score`, `probabilities` (multiple
-        choice). `score` is the calibrated probability that the whole answer is right; `truncated` says that the end was
-        cut. With `abstain_at=p` answers have `abstained`, whether their score is below p. With `coverage=0.9` they have
-        a `prediction_set` (a number: an `interval`) that holds the true answer with at least that probability. Where
-        the task card has an out-of-scope threshold they have `out_of_scope` and `out_of_scope_score`.
+        choice), `text` (generation). `score` is the calibrated probability that the whole answer is right; `truncated`
+        says that the end was cut. With `abstain_at=p` answers have `abstained`, whether their score is below p. With
+        `coverage=0.9` they have a `prediction_set` (a number: an `interval`) that holds the true answer with at least
+        that probability. Where the task card has an out-of-scope threshold they have `out_of_scope` and
+        `out_of_scope_score`.
         """
         names = [self.name] * len(inputs)
         return self.predictor.predict(inputs, names, batch_size, abstain_at=abstain_at, coverage=coverage)
@@ -170,21 +202,36 @@ class Adapter:
         return judge(card.task, card.calibration, known, abstain_at)
 
 
-def load(folder: str | Path, backbone: str | None = None, device: str | None = None) -> Adapter:
+def load(folder: str | Path, backbone: str | None = None, device: str | None = None, **decoding: int) -> Adapter:
     """Load one adapter folder with its backbone; `backbone` names another place to load the same backbone from.
+
+    `decoding`: `num_beams`, `max_new_tokens` in the place of those that the task was trained with.
 
     Raises:
         StoreError: the folder is incomplete, or the backbone is not the one it was trained on.
     """
-    stored = store.read(folder)
+    stored = _decoded(store.read(folder), decoding)
     return Adapter(_predictor({stored.card.name: stored}, backbone, device), stored.card.name, stored)
 
 
-def load_many(adapters: Mapping[str, str | Path], backbone: str | None = None, device: str | None = None) -> Predictor:
-    """Load the adapter folders of many tasks, by name, onto one backbone."""
+def load_many(
+    adapters: Mapping[str, str | Path], backbone: str | None = None, device: str | None = None, **decoding: int
+) -> Predictor:
+    """Load the adapter folders of many tasks, by name, onto one backbone; `decoding` as for `load`."""
     if not adapters:
         raise ConfigError("no adapter given; wanted {task: folder}")
-    return _predictor({name: store.read(folder) for name, folder in adapters.items()}, backbone, device)
+    stored = {name: _decoded(store.read(folder), decoding) for name, folder in adapters.items()}
+    return _predictor(stored, backbone, device)
+
+
+def _decoded(stored: Stored, decoding: Mapping[str, int]) -> Stored:
+    task = stored.card.task
+    if not decoding or not isinstance(task, Generation):
+        return stored
+    unknown = ", ".join(set(decoding) - {"num_beams", "max_new_tokens"})
+    if unknown:
+        raise ConfigError(f"no option {unknown}; texts are written by num_beams and max_new_tokens")
+    return replace(stored, card=replace(stored.card, task=replace(task, **decoding)))
 
 
 def predict_many(
@@ -228,7 +275,7 @@ def load_fitting(
     if len(ids) > 1 and backbone is None:
         raise StoreError(f"the adapters belong to different backbones: {', '.join(ids)}; load each by itself")
     name = backbone or next(iter(ids))
-    base = load_backbone(name)
+    base = load_backbone(name, writes=any(one.card.task.head == "language" for one in stored.values()))
     found = fingerprint(base)
     for task, one in stored.items():
         wanted = one.card.backbone.fingerprint
@@ -244,11 +291,21 @@ def load_fitting(
 
 def _predictor(stored: Mapping[str, Stored], backbone: str | None, device: str | None) -> Predictor:
     base, tokenizer = load_fitting(stored, backbone)
-    model = TaskModel(base, _vocabulary(stored, backbone, base))
-    for i, one in enumerate(stored.values()):
-        model.load_adapter(f"task{i}", str(one.folder))
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Predictor(model, tokenizer, {task: one.card for task, one in stored.items()})
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cast("nn.Module", base).to(where)
+    cards = {task: one.card for task, one in stored.items()}
+    write = [card.task.head == "language" for card in cards.values()]
+    reader = None
+    if not all(write):
+        reader = TaskModel(twin(base.base_model) if any(write) else base, _vocabulary(stored, backbone, base)).to(where)
+    writer = LanguageModel(base) if any(write) else None
+    for i, (one, writes) in enumerate(zip(stored.values(), write, strict=True)):
+        host = writer if writes else reader
+        assert host is not None
+        host.load_adapter(f"task{i}", str(one.folder))
+    model = reader or writer
+    assert model is not None
+    return Predictor(model, tokenizer, cards, writer)
 
 
 def _vocabulary(stored: Mapping[str, Stored], backbone: str | None, base: PreTrainedModel) -> nn.Module | None:
@@ -291,8 +348,8 @@ def logits_by_sequence(logits: Logits, sequences: Sequence[Inputs], tasks: Seque
     return found
 
 
-def joined(logits: Sequence[Logits], task: Task) -> Logits:
-    """Logits of a row's sequences -> the row's, laid out as `pack` does."""
+def joined(logits: Sequence[Any], task: Task) -> Any:
+    """Logits of a row's sequences -> the row's, laid out as `pack` does; the text that was written as it is."""
     if not task.several:
         return logits[0]
     return np.concatenate(logits) if task.head == "token" else np.stack(logits)

@@ -232,7 +232,7 @@ def model_card(card: TaskCard, metrics: Mapping[str, Any], size: int) -> str:
         size=f"{size / 1024:.0f} KiB",
         scores=rows or "(none were taken)",
         max_length=card.max_length,
-        trust=_trust(card.calibration, metrics.get("calibration", {})),
+        trust=UNSURE if card.task.head == "language" else _trust(card.calibration, metrics.get("calibration", {})),
     )
 
 
@@ -277,11 +277,13 @@ OPEN_ANSWERS = {
     "regression": "The answer is a number.",
     "question_answering": "The answer is a passage of the context.",
     "multiple_choice": "The answer is one of the choices that stand in the row.",
+    "generation": "The answer is a text that the backbone's own language head writes.",
 }
 EXAMPLES = {
     "question_answering": '[("a question", "a context")]',
     "multiple_choice": '[("a question", ["a choice", "another choice"])]',
 }
+UNSURE = "There are no probabilities: what is written may be fluent and wrong."
 
 CARD_TEXT = """\
 ---

@@ -163,17 +163,10 @@ class SiteTuner(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Generator[None]:
         names, tokens = kwargs.get("adapter_names"), kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
-        # Without labels the tokens at hand are the source; generate appends its own to them.
         source = int(tokens.shape[1]) if torch.is_tensor(tokens) else None
-        stacks = [m for m in self.model.modules() if isinstance(m, Stack)]
-        for stack in stacks:
-            stack.source = source
-        try:
-            with nullcontext() if names is None else rows(self.model, names, self.peft_config):
-                yield
-        finally:
-            for stack in stacks:
-                stack.source = None
+        chosen = nullcontext() if names is None else rows(self.model, names, self.peft_config)
+        with source_tokens(self.model, source), chosen:
+            yield
 
     # --- the life of an adapter --------------------------------------------------------------------------------------
 
@@ -315,6 +308,19 @@ def _clear_stacks(model: nn.Module) -> None:
     for stack in stacks:
         stack.remove()
         delattr(stack.host, STACK_CHILD)
+
+
+@contextmanager
+def source_tokens(model: nn.Module, count: int | None) -> Generator[None]:
+    """Say that the first `count` tokens are the source; without labels nothing else tells them from generated ones."""
+    stacks = [m for m in model.modules() if isinstance(m, Stack)]
+    for stack in stacks:
+        stack.source = count
+    try:
+        yield
+    finally:
+        for stack in stacks:
+            stack.source = None
 
 
 @contextmanager

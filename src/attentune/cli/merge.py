@@ -1,7 +1,8 @@
 """`attentune merge`: an adapter merged into a copy of its backbone, a plain transformers folder.
 
 config.json, model.safetensors, tokenizer files     the merged backbone, for `transformers.AutoModel`
-head.safetensors                                    the task's head: `weight` [C,D], `bias` [C]
+head.safetensors                                    the task's head: `weight` [C,D], `bias` [C]; not for tasks that
+                                                    write, whose backbone is saved with its own language head
 task.json                                           labels, pooling and the rest of the task card
 """
 
@@ -13,6 +14,8 @@ import typer
 
 from attentune.cli import show
 from attentune.errors import StoreError, UnsupportedError
+
+HEAD = "head.safetensors"
 
 
 def merge_command(
@@ -26,10 +29,13 @@ def merge_command(
     Example: attentune merge sentiment --output sentiment-merged
     """
     merged = merge(folder, output, backbone)
+    head = merged / HEAD
     if json:
-        show.as_json({"output": str(merged), "head": str(merged / "head.safetensors")})
+        show.as_json({"output": str(merged), "head": str(head) if head.exists() else None})
+    elif head.exists():
+        show.progress(f"{merged}: the merged backbone (transformers.AutoModel); {HEAD}: the task's head")
     else:
-        show.progress(f"{merged}: the merged backbone (transformers.AutoModel); head.safetensors: the task's head")
+        show.progress(f"{merged}: the merged model with its language head")
 
 
 def merge(folder: str | Path, output: str | Path, backbone: str | None = None) -> Path:
@@ -59,14 +65,18 @@ def merge(folder: str | Path, output: str | Path, backbone: str | None = None) -
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise StoreError(f"{output} exists; name a new folder")
     base, tokenizer = load_fitting({stored.card.name: stored}, backbone)
-    model = PeftModel.from_pretrained(cast("Any", TaskModel(base)), str(stored.folder))
-    head = next(layer for layer in model.modules() if isinstance(layer, HeadLayer))
+    writes = stored.card.task.head == "language"
+    model = PeftModel.from_pretrained(cast("Any", base if writes else TaskModel(base)), str(stored.folder))
     tensors = {
-        key.removeprefix("out_"): value.detach().cpu().contiguous() for key, value in head.tensors("default").items()
+        key.removeprefix("out_"): value.detach().cpu().contiguous()
+        for head in model.modules()
+        if isinstance(head, HeadLayer)
+        for key, value in head.tensors("default").items()
     }
-    merged = cast("Any", model).merge_and_unload().backbone
-    merged.save_pretrained(target)
+    merged = cast("Any", model).merge_and_unload()
+    (merged if writes else merged.backbone).save_pretrained(target)
     tokenizer.save_pretrained(target)
-    save_file(tensors, target / "head.safetensors")
+    if tensors:
+        save_file(tensors, target / HEAD)
     shutil.copy(stored.folder / store.CARD, target / store.CARD)
     return target

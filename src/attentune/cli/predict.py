@@ -15,6 +15,8 @@ Form = Literal["text", "pair", "choices"]
 """What one row is made of when texts are given: one text, two, or all of them."""
 
 Batch = Annotated[int, typer.Option("--batch-size", help="Rows in a batch.")]
+Beams = Annotated[int | None, typer.Option("--num-beams", help="Beams of tasks that write; 1: greedy.")]
+Longest = Annotated[int | None, typer.Option("--max-new-tokens", help="Most tokens of a text that is written.")]
 Backbone = Annotated[str | None, typer.Option(help="Another place to load the same backbone from.")]
 AbstainAt = Annotated[
     float | None, typer.Option("--abstain-at", metavar="P", help="Abstain where the answer's probability is below P.")
@@ -36,6 +38,8 @@ def predict_command(
     ] = None,
     backbone: Backbone = None,
     batch_size: Batch = 32,
+    num_beams: Beams = None,
+    max_new_tokens: Longest = None,
     json: show.Json = False,
 ) -> None:
     """Answer texts with one adapter, or with several in mixed batches.
@@ -53,7 +57,7 @@ def predict_command(
         raise ConfigError("no adapter given; wanted a folder, or --task name=folder")
     alone = None if task else given.pop(0)
     folders = {alone: alone} if alone is not None else _named(task or [])
-    predictor = load_many(folders, backbone)
+    predictor = load_many(folders, backbone, **_decoding(num_beams, max_new_tokens))
     inputs = _inputs(given, file, _form([card.task for card in predictor.cards.values()]))
     names = [alone] * len(inputs) if alone is not None else None
     if alone is None and all(isinstance(row, dict) and "task" in row for row in inputs):
@@ -76,6 +80,8 @@ def evaluate_command(
     ] = None,
     backbone: Backbone = None,
     batch_size: Batch = 32,
+    num_beams: Beams = None,
+    max_new_tokens: Longest = None,
     json: show.Json = False,
 ) -> None:
     """Score an adapter on labelled rows, and how far its probabilities can be trusted.
@@ -84,7 +90,7 @@ def evaluate_command(
     """
     from attentune.predict import load
 
-    adapter = load(folder, backbone)
+    adapter = load(folder, backbone, **_decoding(num_beams, max_new_tokens))
     found = adapter.judge(data, split, batch_size, abstain_at=abstain_at)
     if report is not None:
         trust.write(report, adapter, found)
@@ -95,6 +101,11 @@ def evaluate_command(
     show.table(["score", "value"], list(found.scores.items()))
     if found.trust:
         show.table(["trust", "value"], list(found.trust.items()))
+
+
+def _decoding(num_beams: int | None, max_new_tokens: int | None) -> dict[str, int]:
+    given = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _named(entries: list[str]) -> dict[str, str]:
@@ -187,6 +198,8 @@ def _told(answer: dict[str, Any]) -> str:
         return f"{answer['choice']} ({answer['score']:.3f})"
     if "answer" in answer:
         return f"{answer['answer'] or '(no answer)'} ({answer['score']:.3f})"
+    if isinstance(answer.get("text"), str):
+        return answer["text"]
     if "spans" in answer:
         return ", ".join(f"{span['text']} [{span['label']}]" for span in answer["spans"]) or "(none)"
     return "; ".join(f"{task}: {_summary(part)}" for task, part in answer.items())

@@ -30,7 +30,8 @@ def train_command(
     task: Annotated[
         str | None,
         typer.Option(
-            help="classification, pair, multilabel, regression, tagging, question_answering (qa) or multiple_choice."
+            help="classification, pair, multilabel, regression, tagging, question_answering (qa), multiple_choice or "
+            "generation."
         ),
     ] = None,
     text: Annotated[

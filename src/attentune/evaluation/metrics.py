@@ -1,7 +1,7 @@
 """Scores of one split: plain arrays in, names and numbers out. Knows no task, no model and no tensor.
 
-Every number is a float where more is better, but for `mse`. A score that the data leave undefined (a correlation with
-a constant, the F1 of a class that nobody has) is 0.
+Every number is a float where more is better, but for `mse` and `loss`. A score that the data leave undefined (a
+correlation with a constant, the F1 of a class that nobody has) is 0.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from sklearn import metrics as sk
 
 from attentune.errors import ConfigError, DataError
 from attentune.evaluation.answers import question_answering
+from attentune.evaluation.generation import generation
 
 Scores = dict[str, float]
 
@@ -27,6 +28,7 @@ MAIN = {
     "tagging": "f1",
     "question_answering": "f1",
     "multiple_choice": "accuracy",
+    "generation": "bleu",
 }
 """The metric that chooses the best checkpoint, by kind of task."""
 
@@ -36,7 +38,7 @@ def score(kind: str, predictions: Sequence[Any], references: Sequence[Any]) -> S
 
     `predictions` and `references` hold one item a row: a class name (classification), a row of 0 and 1 (multilabel
     [B,C]), a number (regression), the list of one sentence's tags (tagging), a text and a list of texts
-    (question_answering), the index of a choice (multiple_choice).
+    (question_answering, generation), the index of a choice (multiple_choice).
     """
     scorers = {
         "classification": classification,
@@ -45,6 +47,7 @@ def score(kind: str, predictions: Sequence[Any], references: Sequence[Any]) -> S
         "tagging": tagging,
         "question_answering": question_answering,
         "multiple_choice": multiple_choice,
+        "generation": generation,
     }
     if kind not in scorers:
         raise ConfigError(f"no task kind {kind!r}; the kinds are {', '.join(scorers)}")
@@ -147,6 +150,7 @@ NAMES = {
     "tagging": ("f1", "precision", "recall", "accuracy"),
     "question_answering": ("f1", "exact_match"),
     "multiple_choice": ("accuracy",),
+    "generation": ("bleu", "chrf", "rouge1", "rouge2", "rougeL"),
 }
 """The scores that every data set of a kind has."""
 
@@ -154,6 +158,7 @@ NAMES = {
 def check_name(kind: str, name: str, classes: Sequence[str] = ()) -> str:
     """The name, if `score` gives such a metric for the kind, else a ConfigError that names those there are."""
     known = [*NAMES[kind], *(f"f1_{c}" for c in classes if kind == "classification" and len(classes) == 2)]
+    known += ["loss"] if kind == "generation" else []
     if name not in known:
         raise ConfigError(f"no metric {name!r} for {kind}; there are {', '.join(known)}")
     return name

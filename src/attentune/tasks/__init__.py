@@ -8,6 +8,7 @@ from attentune.tasks.answer import QuestionAnswering
 from attentune.tasks.choose import MultipleChoice
 from attentune.tasks.classify import Classification, MultiLabel, Regression
 from attentune.tasks.data import Data, load_data
+from attentune.tasks.generate import Generation
 from attentune.tasks.tag import Tagging
 from attentune.tasks.task import Answer, Features, Task
 from attentune.tasks.verbalise import Cloze
@@ -15,12 +16,15 @@ from attentune.tasks.verbalise import Cloze
 __all__ = ["KINDS", "Answer", "Data", "Features", "Task", "load_data", "task_from_card", "task_of"]
 
 KINDS: dict[str, type[Task]] = {
-    task.kind: task for task in (Classification, MultiLabel, Regression, Tagging, QuestionAnswering, MultipleChoice)
+    task.kind: task
+    for task in (Classification, MultiLabel, Regression, Tagging, QuestionAnswering, MultipleChoice, Generation)
 }
 
 
 def task_of(data: Data, stride: int = 64, answer_length: int = 30) -> Task:
     """The task that the data make; `stride` and `answer_length` are those of question answering, in tokens."""
+    if data.kind == "generation":
+        return Generation()
     if data.kind == "question_answering":
         return QuestionAnswering(
             stride=stride, answer_length=answer_length, unanswerable=not all(row["answers"] for row in data.train)

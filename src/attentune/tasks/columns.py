@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from attentune.errors import ConfigError, DataError
-from attentune.tasks import asked
+from attentune.tasks import asked, written
 
-KINDS = ("classification", "multilabel", "regression", "tagging", "question_answering", "multiple_choice")
+KINDS = (
+    "classification", "multilabel", "regression", "tagging", "question_answering", "multiple_choice", "generation",
+)  # fmt: skip
 
 PAIRS = (
     ("text", "text_pair"),
@@ -85,6 +87,10 @@ def choose(
         return _choose_answers(names, inputs, label, labelled)
     if kind == "multiple_choice":
         return _choose_choices(names, inputs, label, labelled, choices)
+    if not inputs and label is None and labelled and kind in (None, "generation"):
+        named = written.find(names)
+        if named:
+            return Columns(named[:1], named[1])
     chosen = tuple(inputs) or _guess_inputs(names)
     if not label and labelled:
         label = _guess_label([name for name in names if name not in chosen], chosen)
@@ -141,9 +147,15 @@ def _guess_label(names: Sequence[str], inputs: tuple[str, ...]) -> str | None:
     return asked.first(known, TAGS if is_tokens else LABELS) or (names[0] if len(names) == 1 else None)
 
 
-def guess_kind(inputs: Iterable[Any], labels: Iterable[Any]) -> str:
-    """The kind of task that the values make: token lists -> tagging, lists -> multilabel, fractions -> regression."""
+def guess_kind(inputs: Iterable[Any], labels: Iterable[Any], columns: Columns | None = None) -> str:
+    """The kind of task that the values make: token lists -> tagging, lists -> multilabel, fractions -> regression.
+
+    Columns with the names of a text and what is written from it make generation, if most of their values differ.
+    """
     labels = list(labels)
+    named = columns is not None and columns.label and written.find([columns.inputs[0], columns.label])
+    if named and written.are_texts(labels):
+        return "generation"
     if any(isinstance(value, list) for value in inputs):
         return "tagging"
     if any(isinstance(v, list) for v in labels) or any(isinstance(v, str) and "|" in v for v in labels):

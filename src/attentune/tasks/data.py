@@ -51,9 +51,9 @@ def load_data(
 ) -> Data:
     """Read, guess, check and split.
 
-    `kind` is one of classification (pair), multilabel, regression, tagging, question_answering (qa), multiple_choice;
-    `text`, `label` and `choices` name columns; `validation` is the share of training rows that is set aside when the
-    source has no validation split; rows of the class `out_of_scope` are set apart.
+    `kind` is one of classification (pair), multilabel, regression, tagging, question_answering (qa), multiple_choice,
+    generation; `text`, `label` and `choices` name columns; `validation` is the share of training rows that is set aside
+    when the source has no validation split; rows of the class `out_of_scope` are set apart.
     """
     if isinstance(source, Data):
         return source
@@ -70,6 +70,8 @@ def load_data(
     columns = choose(names, text, label, kind=kind, choices=choices)
     if wants_pair and not columns.pair:
         raise DataError(f"a pair has two texts, found {columns.shown()}; name both text columns")
+    if kind == "generation" and columns.pair:
+        raise DataError(f"generation reads one text, found {columns.shown()}; name the column to read")
     notes = [f"columns: {columns.shown()}"]
     if kind is None:
         kind = _guess(raw["train"], columns)
@@ -87,6 +89,8 @@ def load_data(
     if held_out is None:
         train, held_out = split_off(train, kind, validation, seed)
         notes.append(f"validation: {len(held_out)} of {len(splits['train'])} training rows set aside (seed {seed})")
+    if kind == "generation":
+        train = [{**row, "label": [text]} for row in train for text in row["label"]]
     return Data(kind, columns, labels, train, held_out, splits.get("test", []), tuple(notes), outside)
 
 
@@ -108,13 +112,13 @@ def load_rows(source: Source, columns: Columns, kind: str, split: str | None = N
 def _guess(raw: Raw, columns: Columns) -> str:
     assert columns.label is not None
     first = columns.inputs[0]
-    kind = guess_kind((row.get(first) for row in raw.rows), (row.get(columns.label) for row in raw.rows))
+    kind = guess_kind((row.get(first) for row in raw.rows), (row.get(columns.label) for row in raw.rows), columns)
     if kind == "classification":
         distinct = len({str(row.get(columns.label)) for row in raw.rows})
         if len(raw.rows) >= 20 and distinct > len(raw.rows) / 2:
             raise DataError(
                 f"column {columns.label!r} has {distinct} different values in {len(raw.rows)} rows, too many for "
-                "classes; name another label column, or the task: regression"
+                "classes; name another label column, or the task: regression, generation"
             )
     if kind != "tagging" and columns.inputs[0] in raw.classes:
         raise DataError(f"column {columns.inputs[0]!r} holds classes, not text; name the text column")

@@ -2,8 +2,8 @@
 
 A checked row is `{"text", ["text_pair"], "label"}`, `{"tokens", "tags"}`, `{"question", "context", "answers"}` (a list
 of `{"text", "start"}`, empty where there is no answer) or `{"text", ["text_pair"], "choices", "label"}`. A label is a
-class name, a list of class names (multilabel), a number (regression) or the index of a choice. Rows to predict have
-no label, tags or answers.
+class name, a list of class names (multilabel), a number (regression), the index of a choice or a list of reference
+texts (generation). Rows to predict have no label, tags or answers.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -123,12 +123,24 @@ def number(value: Any, where: str) -> float:
     return float(value)
 
 
+def references(value: Any, where: str) -> list[str]:
+    """One label cell -> its reference texts: one text, or a list of them."""
+    found = cast("list[Any]", value) if isinstance(value, list) else [value]
+    if not found:
+        raise DataError(f"{where}: wanted a text or a list of texts, found an empty list")
+    for text in found:
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: wanted a text or a list of texts, found {_shown(text)}")
+    return found
+
+
 LABEL_READERS: dict[str, Callable[[Any, str], Any]] = {
     "classification": class_name,
     "multilabel": class_names,
     "regression": number,
+    "generation": references,
 }
-OPEN = ("regression", "question_answering", "multiple_choice")
+OPEN = ("regression", "question_answering", "multiple_choice", "generation")
 """Kinds without classes."""
 
 

@@ -58,7 +58,8 @@ class Task(ABC):
     """One kind of task with its labels; a frozen record, saved as a card."""
 
     kind: ClassVar[str]
-    head: ClassVar[Literal["sequence", "token"]] = "sequence"
+    head: ClassVar[Literal["sequence", "token", "language"]] = "sequence"
+    """One answer a sequence, one a token, or what the backbone's own language head writes."""
     several: ClassVar[bool] = False
     """Whether a row may be several sequences: its logits are then packed, [L,C] with either head."""
     has_score: ClassVar[bool] = False
@@ -76,9 +77,18 @@ class Task(ABC):
         """The score that chooses the best checkpoint; more is better."""
         return MAIN[self.kind]
 
+    @property
+    def checkpoint_metric(self) -> str:
+        """What chooses the best epoch unless the recipe says otherwise."""
+        return self.main_metric
+
     @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> list[Features]:
         """Checked rows -> features of at most `max_length` tokens, with a target where the row has a label."""
+
+    def with_answer(self, features: Features) -> Features:
+        """The features as training reads them, where the model reads the answer too."""
+        return features
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -147,6 +157,7 @@ def collate(task: Task, features: Sequence[Features], tokenizer: PreTrainedToken
 
     Where rows may be several sequences, `rows` [S] numbers the row of each; `pack` wants it.
     """
+    features = [task.with_answer(f) for f in features]
     batch = pad_inputs([sequence for f in features for sequence in f.sequences], tokenizer)
     if task.several:
         batch["rows"] = torch.tensor([i for i, f in enumerate(features) for _ in f.sequences])

@@ -1,6 +1,7 @@
 """What no transformer is needed for, shown beside the adapter's score.
 
-Bag of words for texts and for choices, word shapes for tags, shared words for answers in a context.
+Bag of words for texts and for choices, word shapes for tags, shared words for answers in a context, the nearest
+training row for texts to be written.
 """
 
 import re
@@ -14,6 +15,7 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import LinearSVC
 
 from attentune.evaluation.answers import words_of
@@ -30,7 +32,8 @@ SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s)|$)", re.DOTALL)
 def baseline(kind: str, train: Sequence[Row], rows: Sequence[Row], labels: Sequence[str]) -> Scores:
     """All scores on `rows` of a linear model on words (TF-IDF of one and two words), learned from `train`.
 
-    Of answers in a context: of the words that only the sentence has which shares most with the question.
+    Of answers in a context: of the words that only the sentence has which shares most with the question. Of texts to
+    be written: of the text that the nearest training row (cosine of the same TF-IDF) has.
     """
     if kind == "tagging":
         return score(kind, _tags(train, rows), [row["tags"] for row in rows])
@@ -42,6 +45,9 @@ def baseline(kind: str, train: Sequence[Row], rows: Sequence[Row], labels: Seque
     x, y = _vectors(train, rows)
     targets = [row["label"] for row in train]
     references = [row["label"] for row in rows]
+    if kind == "generation":
+        nearest = NearestNeighbors(n_neighbors=1, metric="cosine").fit(x).kneighbors(y, return_distance=False)
+        return score(kind, [targets[i][0] for i in nearest[:, 0]], references)
     if kind == "regression":
         return score(kind, list(Ridge(alpha=1.0).fit(x, targets).predict(y)), references)
     model = LinearSVC(C=0.5, random_state=0)

@@ -24,12 +24,14 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from attentune.errors import ConfigError
 from attentune.evaluation.metrics import Scores
-from attentune.predict import logits_by_row
+from attentune.predict import in_batches, logits_by_row
 from attentune.tasks import Features, Task
+from attentune.tasks.generate import Generation
 from attentune.tasks.sources import Row
 from attentune.tasks.task import Logits, collate, pack
 from attentune.training.recipe import TrainingOptions
 from attentune.training.trackers import RunLog, check_trackers
+from attentune.writing import Writes, write
 
 
 def digest(identity: Any) -> str:
@@ -140,7 +142,9 @@ def arguments(folder: Path, training: TrainingOptions, metric: str, name: str | 
         load_best_model_at_end=True,
         restore_callback_states_from_checkpoint=True,
         metric_for_best_model=metric,
-        greater_is_better=metric != "mse",
+        greater_is_better=metric not in ("mse", "loss"),
+        activation_checkpointing=training.checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         seed=training.seed,
         label_names=["labels"],
         remove_unused_columns=False,
@@ -174,14 +178,20 @@ class ByLength(Sampler[int]):
         self.epoch = epoch
 
 
+Write = Callable[[Sequence[Features]], list[str]]
+"""Write a text for each row."""
+
+
 class TaskTrainer(Trainer):
     """The Trainer of a task, with batches of rows of like length."""
 
     loss_is_scaled_for_ga = False
     """Our loss is the mean of one batch; the Trainer divides it by the batches that make a step."""
 
-    def __init__(self, task: Task, **given: Any) -> None:
-        self.task = task
+    def __init__(
+        self, task: Task, validation: tuple[Sequence[Features], Sequence[Row]], write: Write | None, **given: Any
+    ) -> None:
+        self.task, self.validation, self.write = task, validation, write
         super().__init__(**given)
 
     def compute_loss(
@@ -190,11 +200,23 @@ class TaskTrainer(Trainer):
         """The mean over rows; with `return_outputs` also the logits, a row each."""
         inputs = dict(inputs)
         labels, rows = inputs.pop("labels"), inputs.pop("rows", None)
+        if self.task.head == "language":
+            # The model shifts them into what its decoder reads; ATTEMPT learns from them which tokens are the answer.
+            inputs["labels"] = labels
         logits: Tensor = model(**inputs).logits
         if rows is not None:
             logits = pack(logits, inputs["attention_mask"], rows)
         loss = self.task.loss(logits, labels).mean()
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """With the scores of written texts too, where one of them chooses the epoch."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.write is not None and self.args.metric_for_best_model != "loss":
+            features, rows = self.validation
+            scores = self.task.score(self.task.decode(cast("Any", self.write(features)), features), rows)
+            output.metrics.update({f"eval_{name}": value for name, value in scores.items()})
+        return output
 
     def _get_train_sampler(self, train_dataset: Any = None) -> ByLength:
         examples = cast("Examples", self.train_dataset if train_dataset is None else train_dataset)
@@ -211,7 +233,7 @@ def build_trainer(
     args: TrainingArguments,
     training: TrainingOptions,
     report: Callable[[str], None],
-) -> Trainer:
+) -> TaskTrainer:
     """A Trainer that learns the task and scores it on the validation rows after each epoch."""
     order = _by_length(validation[0])
     features, rows = [validation[0][i] for i in order], [validation[1][i] for i in order]
@@ -221,14 +243,20 @@ def build_trainer(
         fitted = task.fitted(each, features, rows)
         return fitted.score(fitted.decode(each, features), rows)
 
+    def write_all(features: Sequence[Features]) -> list[str]:
+        return written(model, tokenizer, cast("Generation", task), features, training.batch_size)
+
+    writes = isinstance(task, Generation)
     trainer = TaskTrainer(
         task,
+        (features, rows),
+        write_all if writes else None,
         model=cast("Any", model),
         args=args,
         data_collator=lambda batch: collate(task, batch, tokenizer),
         train_dataset=Examples(train),
         eval_dataset=Examples(features),
-        compute_metrics=cast("Any", scores),
+        compute_metrics=None if writes else cast("Any", scores),
         optimizers=(optimiser(model, training), cast("Any", None)),
         callbacks=[
             Reporter(report, cast("str", args.metric_for_best_model)),
@@ -253,16 +281,39 @@ def optimiser(model: nn.Module, training: TrainingOptions) -> torch.optim.Optimi
     return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=training.weight_decay)
 
 
-def logits_of(trainer: Trainer, task: Task, features: Sequence[Features]) -> list[Logits]:
-    """The logits of each row with the model as it is, on every process."""
+def logits_of(trainer: TaskTrainer, task: Task, features: Sequence[Features]) -> list[Logits]:
+    """The logits of each row with the model as it is, on every process; the text, for a task that writes."""
     if not features:
         return []
+    if trainer.write is not None:
+        return cast("list[Logits]", trainer.write(features))
     order = _by_length(features)
     ordered = [features[i] for i in order]
     trainer.compute_metrics = None
     found = cast("Any", trainer.predict(cast("Any", Examples(ordered))).predictions)
     back = dict(zip(order, logits_by_row(found, ordered, task), strict=True))
     return [back[i] for i in range(len(features))]
+
+
+def written(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Generation,
+    features: Sequence[Features],
+    batch_size: int,
+) -> list[str]:
+    """A text for each row, by the active adapter."""
+    training = model.training
+    model.eval()
+    try:
+        return in_batches(
+            [f.sequences[0]["input_ids"] for f in features],
+            len,
+            lambda prompts: write(cast("Writes", model), tokenizer, task, prompts),
+            batch_size,
+        )
+    finally:
+        model.train(training)
 
 
 def _by_length(features: Sequence[Features]) -> list[int]:

@@ -22,7 +22,10 @@ from attentune.errors import ConfigError
 from attentune.methods import METHODS
 from attentune.tasks.columns import KINDS
 
-FOLDERS = ("classification", "pair", "multilabel", "regression", "tagging", "question_answering", "multiple_choice")
+FOLDERS = (
+    "classification", "pair", "multilabel", "regression", "tagging", "question_answering", "multiple_choice",
+    "generation",
+)  # fmt: skip
 
 
 def option(default: Any, text: str) -> Any:
@@ -67,6 +70,13 @@ class TaskOptions:
         "share of validation rows that may be flagged out_of_scope; by default the out-of-scope rows choose the "
         "threshold, and without such rows there is none",
     )
+    prompt: str | None = option(
+        None,
+        "generation: what the model reads, {text} in it; by default the text alone, for "
+        "decoder-only models and a line break",
+    )
+    num_beams: int = option(4, "generation: beams of the search; 1: greedy")
+    max_new_tokens: int = option(64, "generation: most tokens of an answer")
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,7 @@ class TrainingOptions:
     patience: int = option(3, "evaluations without a better score before training ends; 0: never ends early")
     eval_steps: int = option(0, "steps between evaluations (and checkpoints); 0: once an epoch")
     precision: Literal["auto", "float32", "bfloat16"] = option("auto", "auto: bfloat16 on GPUs that have it")
+    checkpointing: bool = option(False, "compute activations anew in the backward pass: long texts in less memory")
     seed: int = option(0, "of the start values, the order of rows and dropout")
     report_to: list[str] = field(
         default_factory=list[str], metadata={"help": "follow the run in tensorboard, wandb or mlflow; log.jsonl always"}

@@ -6,7 +6,7 @@ as a run that was never killed. The folder goes when the adapter is written.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from attentune.store import Backbone, TaskCard
 from attentune.tasks import Data, Features, Task, load_data, task_of
 from attentune.tasks.classify import Classification
 from attentune.tasks.draw import few
+from attentune.tasks.generate import Generation
 from attentune.tasks.sources import Source
 from attentune.tasks.verbalise import Cloze, cloze_of
 from attentune.training import trackers
@@ -84,17 +85,17 @@ def train(
         report(note)
     seed = chosen.training.seed
     set_seed(seed)
-    base = load_backbone(backbone)
+    base = load_backbone(backbone, writes=rows.kind == "generation")
     tokenizer = load_tokenizer(backbone, base)
     origin = Backbone(hub_id(backbone), fingerprint(base), revision(base))
-    made = task_of(rows, chosen.task.stride, chosen.task.answer_length)
+    made = learned_task(rows, chosen.task, base)
     learned, vocabulary, note = phrased(made, chosen.task, backbone, base, tokenizer)
     if note:
         report(note)
     check_scope(learned, chosen.task.false_alarms)
-    metric = check_name(rows.kind, chosen.task.metric or learned.main_metric, rows.labels)
+    metric = check_name(rows.kind, chosen.task.metric or learned.checkpoint_metric, rows.labels)
     model = adapt(base, tokenizer, learned, chosen, vocabulary)
-    limit = longest(model, chosen, tokenizer)
+    limit = longest(model, learned, chosen, tokenizer)
     begin = time.perf_counter()
     features = encode_splits(learned, tokenizer, rows, limit)
     checkpoints = Checkpoints(target, identity=[chosen.to_toml(), origin.fingerprint, rows.train])
@@ -200,6 +201,21 @@ def choose(
     return rows, wanted
 
 
+def learned_task(rows: Data, options: TaskOptions, base: PreTrainedModel) -> Task:
+    """The task of the data, with what the recipe says about it."""
+    task = task_of(rows, options.stride, options.answer_length)
+    if not isinstance(task, Generation):
+        return task
+    alone = not base.config.is_encoder_decoder
+    return replace(
+        task,
+        decoder_only=alone,
+        prompt=options.prompt or (f"{task.prompt}\n" if alone else task.prompt),
+        num_beams=options.num_beams,
+        max_new_tokens=options.max_new_tokens,
+    )
+
+
 def phrased(
     task: Task, options: TaskOptions, backbone: str, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Task, VocabularyHead | None, str | None]:
@@ -235,24 +251,32 @@ def adapt(
     vocabulary: VocabularyHead | None = None,
 ) -> PeftModel:
     """A frozen backbone -> with the method's fresh tensors and the task's head."""
-    options = recipe.task
+    given = recipe.options
+    if "special_ids" in method_options(recipe.method):
+        given = {"special_ids": special_ids(tokenizer), **given}
+    kind = METHODS[recipe.method].config
+    if isinstance(task, Generation):
+        config = kind(task_type="CAUSAL_LM" if task.decoder_only else "SEQ_2_SEQ_LM", **given)
+        model = get_peft_model(base, config)
+    else:
+        config = kind(head=head_of(task, tokenizer, recipe.task), **given)
+        model = get_peft_model(cast("Any", TaskModel(base, vocabulary)), config)
+    # peft would ask the hub about the named backbone at every checkpoint; `finish` names it.
+    model.peft_config["default"].base_model_name_or_path = ""
+    return cast("PeftModel", model)
+
+
+def head_of(task: Task, tokenizer: PreTrainedTokenizerBase, options: TaskOptions) -> HeadConfig:
+    """The head that the task needs."""
     masked = isinstance(task, Cloze)
-    head = HeadConfig(
-        kind="masked" if masked else task.head,
+    return HeadConfig(
+        kind="masked" if masked else cast("Any", task.head),
         num_labels=task.num_outputs,
         pooling=cast("Any", options.pooling),
         dropout=options.dropout,
         words=task.word_ids(tokenizer) if masked else (),
         mask=cast("int", tokenizer.mask_token_id) if masked else None,
     )
-    given = recipe.options
-    if "special_ids" in method_options(recipe.method):
-        given = {"special_ids": special_ids(tokenizer), **given}
-    config = METHODS[recipe.method].config(head=head, **given)
-    model = cast("PeftModel", get_peft_model(cast("Any", TaskModel(base, vocabulary)), config))
-    # peft would ask the hub about the named backbone at every checkpoint; `finish` names it.
-    model.peft_config["default"].base_model_name_or_path = ""
-    return model
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
@@ -261,20 +285,29 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
     return sorted(around - {cast("int", tokenizer.unk_token_id)}) or None
 
 
-def longest(model: PeftModel, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The most tokens of a text: what the recipe asks for, if the position table has room for it beside the prompt."""
+def longest(model: PeftModel, task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens of a text: what the recipe asks for, if the position table has room for it beside the prompt.
+
+    What a decoder-only model writes needs room in the same table, what a decoder writes in its own.
+    """
     config = model.peft_config["default"]
     prompt = METHODS[recipe.method].prompt_length(config)
-    return beside(prompt, recipe.task.max_length, cast("TaskModel", model.get_base_model()).config, tokenizer)
+    answer = task.max_new_tokens if isinstance(task, Generation) else 0
+    backbone = cast("Any", model.get_base_model()).config
+    room = max_length(backbone)
+    if room is not None and answer >= room:
+        raise ConfigError(f"max_new_tokens={answer} leaves no room; the backbone has {room} positions")
+    taken = prompt + (answer if isinstance(task, Generation) and task.decoder_only else 0)
+    return beside(taken, recipe.task.max_length, backbone, tokenizer)
 
 
-def beside(prompt: int, wanted: int, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The most tokens of a text, `wanted` or what a position table leaves beside so many prompt rows."""
+def beside(taken: int, wanted: int, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens of a text, `wanted` or what a position table leaves beside so many prompt rows (and answers)."""
     room = max_length(config)
-    limit = wanted if room is None else min(wanted, room - prompt)
+    limit = wanted if room is None else min(wanted, room - taken)
     least = tokenizer.num_special_tokens_to_add(pair=True) + 2
     if limit < least:
-        raise ConfigError(f"max_length leaves {limit} tokens beside {prompt} prompt rows; at least {least} are needed")
+        raise ConfigError(f"max_length leaves {limit} tokens beside {taken} prompt rows; at least {least} are needed")
     return limit
 
 
