@@ -130,7 +130,7 @@ def references(value: Any, where: str) -> list[str]:
         raise DataError(f"{where}: wanted a text or a list of texts, found an empty list")
     for text in found:
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: wanted a text or a list of texts, found {_shown(text)}")
+            raise DataError(f"{where}: wanted a text or a list of texts, found {shown(text)}")
     return found
 
 
