@@ -263,8 +263,8 @@ class MethodConfig(PeftConfig):
             raise ConfigError(f"dropout is at least 0 and below 1, not {dropout}")
 
     def key(self) -> str:
-        """Adapters with equal keys have equal shapes and run as one group."""
-        own = {f.name for f in fields(self)} - _SHARED_FIELDS
+        """Adapters with equal keys have equal shapes and run as one group; fields marked `record` enter no formula."""
+        own = {f.name for f in fields(self) if not f.metadata.get("record")} - _SHARED_FIELDS
         return repr(sorted((name, getattr(self, name)) for name in own))
 
 
@@ -291,6 +291,12 @@ class Method:
     """Its edits use `frame.recall`: what earlier positions left is needed while decoding."""
     frozen: Callable[[Any], tuple[str, ...]] = lambda cfg: ()
     """Tensors that are saved but not trained."""
+    attention: tuple[str, ...] = ()
+    """Tensors with a learning rate of their own, a recipe's `attention_learning_rate`."""
+    shared: tuple[str, ...] = ()
+    """Tensors that tasks trained together have in common."""
+    mixes: Callable[[Any], tuple[str, ...]] = lambda cfg: ()
+    """Names of the prompts whose weights an edit leaves in `frame.memo["prompt_attention"]` [B,J], in their order."""
     resolve: Callable[[Any, Dims], None] = lambda cfg, dims: None
     """Fill the config's `None`s from the backbone, in place; raise UnsupportedError where the method cannot act."""
     position_shift: Callable[[Any], int] = lambda cfg: 0

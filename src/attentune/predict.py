@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attentune import store
 from attentune.backbones import fingerprint, load_backbone, load_tokenizer, same_backbone
 from attentune.confidence import Judgement, Labelled, answers, check_wishes, judge
-from attentune.errors import ConfigError, DataError, StoreError
+from attentune.errors import ConfigError, DataError, StoreError, UnsupportedError
 from attentune.evaluation.metrics import Scores
 from attentune.method import METHODS
 from attentune.model import LanguageModel, TaskModel, twin
@@ -32,6 +32,7 @@ from attentune.tasks.rows import check_known
 from attentune.tasks.sources import Source
 from attentune.tasks.task import Inputs, Logits, pad_inputs
 from attentune.tasks.verbalise import Cloze
+from attentune.tuner import memo
 from attentune.vocabulary import vocabulary_head
 from attentune.writing import write
 
@@ -76,18 +77,9 @@ class Predictor:
 
         `abstain_at` and `coverage` are those of `Adapter.predict`; every task of the inputs must be able to keep them.
         """
-        _check_inputs(inputs)
-        if len(tasks) != len(inputs):
-            raise DataError(f"{len(inputs)} inputs and {len(tasks)} tasks; one task for each input is needed")
-        jobs: list[Job | None] = [None] * len(inputs)
+        ready = self.jobs(inputs, tasks)
         for task in dict.fromkeys(tasks):
-            at = [i for i, name in enumerate(tasks) if name == task]
-            card = self.card(task)
-            check_wishes(card.task, card.calibration, abstain_at, coverage)
-            rows = [as_row(inputs[i], card.task, card.columns, card.name, f"input {i + 1}") for i in at]
-            for i, features in zip(at, card.task.encode(self.tokenizer, rows, card.max_length), strict=True):
-                jobs[i] = Job(features, task)
-        ready = cast("list[Job]", jobs)
+            check_wishes(self.card(task).task, self.cards[task].calibration, abstain_at, coverage)
         found: dict[int, Answer] = {}
         logits = self.logits(ready, batch_size)
         for task in dict.fromkeys(tasks):
@@ -95,6 +87,51 @@ class Predictor:
             z, features = [logits[i] for i in at], [ready[i].features for i in at]
             found |= zip(at, answers(card.task, card.calibration, z, features, abstain_at, coverage), strict=True)
         return [found[i] for i in range(len(ready))]
+
+    def attention(self, inputs: Sequence[Input], tasks: Sequence[str], batch_size: int = 32) -> list[dict[str, float]]:
+        """The weight of every prompt that an adapter mixes for each input, by name; they sum to 1.
+
+        Raises:
+            UnsupportedError: a task's adapter mixes no prompts.
+        """
+        names = {task: self._mixed(task) for task in dict.fromkeys(tasks)}
+        jobs = self.jobs(inputs, tasks)
+        found: dict[int, dict[str, float]] = {}
+        for task, columns in names.items():
+            at = [i for i, job in enumerate(jobs) if job.task == task]
+            features, host = [jobs[i].features for i in at], self._host(task)
+            weights = prompt_weights(
+                host, self.tokenizer, self.cards[task].task, features, batch_size, self._names[task]
+            )
+            found |= {i: dict(zip(columns, map(float, w), strict=True)) for i, w in zip(at, weights, strict=True)}
+        return [found[i] for i in range(len(jobs))]
+
+    def _mixed(self, task: str) -> tuple[str, ...]:
+        card = self.card(task)
+        names = METHODS[card.method].mixes(self._host(task).peft_config[self._names[task]])
+        if not names:
+            raise UnsupportedError(
+                f"task {task!r} ({card.method}) mixes no prompts, so that there are no weights to show"
+            )
+        return names
+
+    def _host(self, task: str) -> Any:
+        """The model that holds the task's adapter."""
+        return self.model if self.card(task).task.head != "language" else self.writer
+
+    def jobs(self, inputs: Sequence[Input], tasks: Sequence[str]) -> list[Job]:
+        """Inputs of any allowed form -> rows of a batch."""
+        _check_inputs(inputs)
+        if len(tasks) != len(inputs):
+            raise DataError(f"{len(inputs)} inputs and {len(tasks)} tasks; one task for each input is needed")
+        jobs: list[Job | None] = [None] * len(inputs)
+        for task in dict.fromkeys(tasks):
+            at = [i for i, name in enumerate(tasks) if name == task]
+            card = self.card(task)
+            rows = [as_row(inputs[i], card.task, card.columns, card.name, f"input {i + 1}") for i in at]
+            for i, features in zip(at, card.task.encode(self.tokenizer, rows, card.max_length), strict=True):
+                jobs[i] = Job(features, task)
+        return cast("list[Job]", jobs)
 
     def card(self, task: str) -> TaskCard:
         """The card of a task, or an error that names the loaded ones."""
@@ -200,6 +237,10 @@ class Adapter:
         count = len(rows)
         known = Labelled(logits[:count], features[:count], rows, logits[count:])
         return judge(card.task, card.calibration, known, abstain_at)
+
+    def attention(self, inputs: Sequence[Input], batch_size: int = 32) -> list[dict[str, float]]:
+        """The weight of every prompt that the adapter mixes for each input, by name; they sum to 1."""
+        return self.predictor.attention(inputs, [self.name] * len(inputs), batch_size)
 
 
 def load(folder: str | Path, backbone: str | None = None, device: str | None = None, **decoding: int) -> Adapter:
@@ -332,6 +373,37 @@ def in_batches(
         at = order[start : start + size]
         results.update(zip(at, run([items[i] for i in at]), strict=True))
     return [results[i] for i in range(len(items))]
+
+
+def prompt_weights(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    features: Sequence[Features],
+    batch_size: int,
+    adapter: str | None = None,
+) -> list[Logits]:
+    """The weights [J] of the prompts that are mixed for each row, the mean over its sequences.
+
+    `adapter` names the one that serves; without it the active one does.
+    """
+
+    def run(batch: Sequence[Inputs]) -> list[Logits]:
+        names = None if adapter is None else [adapter] * len(batch)
+        if isinstance(task, Generation):
+            # Prompts are mixed once, before the first token is written.
+            shortest = replace(task, num_beams=1, max_new_tokens=1)
+            write(model, tokenizer, shortest, [sequence["input_ids"] for sequence in batch], names)
+        else:
+            inputs = {k: v.to(model.device) for k, v in pad_inputs(batch, tokenizer).items()}
+            with torch.inference_mode():
+                model(**inputs, **({} if names is None else {"adapter_names": names}))
+        found = cast("Sequence[Tensor]", memo(model, "prompt_attention"))
+        return [weights.float().cpu().numpy() for weights in found]
+
+    pieces = [sequence for row in features for sequence in row.sequences]
+    weights = iter(in_batches(pieces, lambda sequence: len(sequence["input_ids"]), run, batch_size))
+    return [np.mean(list(islice(weights, len(row.sequences))), axis=0) for row in features]
 
 
 def logits_by_sequence(logits: Logits, sequences: Sequence[Inputs], tasks: Sequence[Task]) -> list[Logits]:

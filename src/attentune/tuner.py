@@ -230,25 +230,6 @@ class SiteTuner(BaseTuner):
             layer.put(adapter_name, folded, tensors, like, method.frozen(folded), folded.inference_mode)
         self.peft_config[adapter_name] = folded
 
-    def memo(self, key: str) -> Tensor | list[Tensor | None] | None:
-        """What an edit left behind in the last forward: [B, ...], or one entry a row in a mixed batch.
-
-        ATTEMPT leaves "prompt_attention" [B,K+1], the weight of every source prompt and (last) of the target.
-        """
-        for frame in (layer.stack.frame for layer in self._layers() if isinstance(layer, SiteLayer)):
-            views = [] if frame is None else [view for view in frame.views.values() if key in view.memo]
-            if frame is None or not views:
-                continue
-            if frame.groups is None:
-                return views[0].memo[key]
-            rows: list[Tensor | None] = [None] * frame.batch
-            for view in views:
-                index = range(frame.batch) if view.rows is None else view.rows.tolist()
-                for row, value in zip(index, view.memo[key], strict=True):
-                    rows[row] = value
-            return rows
-        return None
-
     def _layers(self) -> list[AdapterLayer]:
         mine = type(self).method
         return [
@@ -358,6 +339,26 @@ def requested(model: nn.Module, request: RowRequest) -> Generator[None]:
             place.request = None
         for handle in handles:
             handle.remove()
+
+
+def memo(model: nn.Module, key: str) -> Tensor | list[Tensor | None] | None:
+    """What an edit left behind in the last forward: [B, ...], or one entry a row in a mixed batch.
+
+    ATTEMPT leaves "prompt_attention" [B,J], the weights of the prompts that `Method.mixes` names.
+    """
+    for frame in (module.frame for module in model.modules() if isinstance(module, Stack)):
+        views = [] if frame is None else [view for view in frame.views.values() if key in view.memo]
+        if frame is None or not views:
+            continue
+        if frame.groups is None:
+            return views[0].memo[key]
+        rows: list[Tensor | None] = [None] * frame.batch
+        for view in views:
+            index = range(frame.batch) if view.rows is None else view.rows.tolist()
+            for row, value in zip(index, view.memo[key], strict=True):
+                rows[row] = value
+        return rows
+    return None
 
 
 class _HeadsByRow:

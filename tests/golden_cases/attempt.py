@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attentune.method import Site
 from attentune.methods.attempt import AttemptConfig
+from attentune.tuner import memo
 from golden_cases.case import Case
 from golden_cases.inject import Tensors, inject, pull_back, watch
 from golden_cases.ledger import Ledger
@@ -74,8 +75,8 @@ def _run(case: Case, cfg: AttemptConfig, tensors: Tensors) -> tuple[Any, Any, di
         "loss": out.loss,
     }
     if cfg.attention != "none":
-        found["prompt_attention"] = weights = peft_model.base_model.memo("prompt_attention")
-        scores = peft_model.base_model.memo("prompt_scores") / cfg.temperature
+        found["prompt_attention"] = weights = memo(peft_model, "prompt_attention")
+        scores = memo(peft_model, "prompt_scores") / cfg.temperature
         # Where nothing is scored, the authors' run keeps the uniform weights under this name.
         found["prompt_scores"] = weights if cfg.attention == "constant" else scores
     return peft_model, out, found

@@ -38,6 +38,8 @@ EVERY = {  # no option at its default
         "task": 1,
         "train_sources": True,
         "paper_exact": True,
+        "source_names": ["nli", "tone"],
+        "source_hashes": ["0a", "1b"],
     },
     "kernel_mix": {
         "parts": "qv",
@@ -57,7 +59,12 @@ SHARED = {
     "head": HeadConfig(kind="token", num_labels=5, pooling="mean", dropout=0.2),
     "init_weights": "paper",
 }
-NEEDS = {("attempt", "task"): {"tasks": 3}, ("tiny_attention", "heads"): {"width": 4}}
+NEEDS = {
+    ("attempt", "task"): {"tasks": 3},
+    ("attempt", "source_names"): {"sources": 2},
+    ("attempt", "source_hashes"): {"sources": 2},
+    ("tiny_attention", "heads"): {"width": 4},
+}
 """Options that can be meant only beside others."""
 WRONG = [
     ("tiny_attention", {"structure": "m2"}, "structure is one of m0, m1, s0, s1, seq, double_seq, not 'm2'"),
@@ -79,6 +86,7 @@ WRONG = [
     ("attempt", {"temperature": 0.0}, "temperature is positive, not 0.0"),
     ("attempt", {"sources": -1}, "sources is at least 0 and bottleneck at least 1; got -1 and 100"),
     ("attempt", {"bottleneck": 0}, "got 4 and 0"),
+    ("attempt", {"source_names": ["nli"]}, "sources is 4, and 1 are named: nli"),
     ("prefix_propagation", {"mlp": 0}, "mlp is at least 1, not 0"),
     ("prefix_propagation", {"lengthscale": 0.0}, "lengthscale is positive, not 0.0"),
     ("kernel_mix", {"parts": "qk"}, "made of the letters q, v and o, not 'qk'"),
@@ -143,10 +151,11 @@ def test_json_there_and_back(name, tmp_path):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_key_tells_shapes_apart_and_nothing_else(name):
-    cfg = CONFIGS[name]()
+    cfg, records = CONFIGS[name](), {f.name for f in fields(CONFIGS[name]) if f.metadata.get("record")}
     for key, value in EVERY[name].items():
         also = NEEDS.get((name, key), {})
-        assert replace(cfg, **{key: value}, **also).key() != replace(cfg, **also).key(), key
+        same = replace(cfg, **{key: value}, **also).key() == replace(cfg, **also).key()
+        assert same == (key in records), key
     assert replace(cfg, layers_to_transform=[0]).key() != cfg.key()
     same = replace(cfg, head=SHARED["head"], init_weights=False, inference_mode=True, modules_to_save=["classifier"])
     assert same.key() == cfg.key()

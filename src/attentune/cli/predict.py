@@ -1,15 +1,21 @@
 """`attentune predict` and `attentune evaluate`."""
 
+from __future__ import annotations
+
 import json as jsonlib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from attentune.cli import show, trust
+from attentune.cli.named import named
 from attentune.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from attentune.predict import Predictor
 
 Form = Literal["text", "pair", "choices"]
 """What one row is made of when texts are given: one text, two, or all of them."""
@@ -40,6 +46,9 @@ def predict_command(
     batch_size: Batch = 32,
     num_beams: Beams = None,
     max_new_tokens: Longest = None,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Also the weights of the prompts that each answer was made with.")
+    ] = False,
     json: show.Json = False,
 ) -> None:
     """Answer texts with one adapter, or with several in mixed batches.
@@ -56,13 +65,15 @@ def predict_command(
     if not task and not given:
         raise ConfigError("no adapter given; wanted a folder, or --task name=folder")
     alone = None if task else given.pop(0)
-    folders = {alone: alone} if alone is not None else _named(task or [])
+    folders = {alone: alone} if alone is not None else named(task or [], "--task wants NAME=DIR")
     predictor = load_many(folders, backbone, **_decoding(num_beams, max_new_tokens))
-    inputs = _inputs(given, file, _form([card.task for card in predictor.cards.values()]))
+    inputs = _inputs(given, file, form_of([card.task for card in predictor.cards.values()]))
     names = [alone] * len(inputs) if alone is not None else None
     if alone is None and all(isinstance(row, dict) and "task" in row for row in inputs):
         names = [str(row["task"]) for row in inputs]
     answers = predict_many(predictor, inputs, names, batch_size, abstain_at=abstain_at, coverage=coverage)
+    if attention:
+        _add_attention(predictor, inputs, names, answers, batch_size)
     if json:
         for answer in answers:
             show.as_json(answer)
@@ -108,19 +119,19 @@ def _decoding(num_beams: int | None, max_new_tokens: int | None) -> dict[str, in
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _named(entries: list[str]) -> dict[str, str]:
-    folders: dict[str, str] = {}
-    for entry in entries:
-        name, equals, folder = entry.partition("=")
-        if not (name and equals and folder):
-            raise ConfigError(f"--task wants NAME=DIR, found {entry!r}")
-        if name in folders:
-            raise ConfigError(f"two tasks are named {name!r}; give each its own name")
-        folders[name] = folder
-    return folders
+def _add_attention(
+    predictor: Predictor, inputs: list[Any], names: list[str] | None, answers: list[Any], batch_size: int
+) -> None:
+    """Put `attention` into every answer."""
+    each = names is not None
+    tasks = names or [task for _ in inputs for task in predictor.cards]
+    rows = inputs if each else [text for text in inputs for _ in predictor.cards]
+    flat = answers if each else [answer for by_task in answers for answer in by_task.values()]
+    for answer, weights in zip(flat, predictor.attention(rows, tasks, batch_size), strict=True):
+        answer["attention"] = weights
 
 
-def _form(tasks: Sequence[Any]) -> Form:
+def form_of(tasks: Sequence[Any]) -> Form:
     """Which texts make a row, if all tasks agree."""
     if all(task.kind == "multiple_choice" for task in tasks):
         return "choices"
@@ -139,16 +150,16 @@ def _inputs(texts: list[str], file: Path | None, form: Form) -> list[Any]:
             raise DataError(f"a pair is two texts, found {len(texts)}")
         return [texts[i : i + 2] for i in range(0, len(texts), 2)]
     if file is None:
-        return _from_lines(sys.stdin, form)
+        return from_lines(sys.stdin, form)
     if file.suffix == ".txt":
         with file.open(encoding="utf-8") as lines:
-            return _from_lines(lines, form)
+            return from_lines(lines, form)
     from attentune.tasks.sources import read
 
     return cast("list[Any]", next(iter(read(file).values())).rows)
 
 
-def _from_lines(lines: Iterable[str], form: Form) -> list[Any]:
+def from_lines(lines: Iterable[str], form: Form) -> list[Any]:
     """A text a line; for pairs and choices tabs between the texts; a line that is a JSON object or list is a row."""
     found: list[Any] = []
     for number, line in enumerate((line.rstrip("\r\n") for line in lines), 1):
@@ -175,6 +186,10 @@ def _short(item: Any, limit: int = 60) -> str:
 
 def _summary(answer: dict[str, Any]) -> str:
     """One line for people."""
+    if "attention" in answer:
+        weights = sorted(answer["attention"].items(), key=lambda item: -item[1])
+        rest = {key: value for key, value in answer.items() if key != "attention"}
+        return f"{_summary(rest)}, of {', '.join(f'{name} {weight:.2f}' for name, weight in weights)}"
     told = _told(answer)
     if answer.get("abstained"):
         told = f"abstains: {told}"

@@ -8,6 +8,27 @@ import typer
 
 from attentune.cli import show
 
+Backbone = Annotated[str, typer.Option(help="minilm, a folder, or a hub id.")]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(help="A recipe: a TOML file, or one that ships, such as papers/pasta/mrpc. [default: by task]"),
+]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe; repeatable.")]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        help="classification, pair, multilabel, regression, tagging, question_answering (qa), multiple_choice or "
+        "generation."
+    ),
+]
+Text = Annotated[
+    list[str] | None, typer.Option(help="The text column; twice for a pair, for a question and its context.")
+]
+Label = Annotated[str | None, typer.Option(help="The column to learn.")]
+Library = Annotated[Path | None, typer.Option("--sources", help="A library of source prompts, to be mixed (attempt).")]
+Source = Annotated[list[str] | None, typer.Option(help="A source of the library; repeatable. [default: all of them]")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on after a kill.")]
+
 
 def train_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The adapter folder to write.")],
@@ -22,22 +43,13 @@ def train_command(
     backbone: Annotated[
         str | None, typer.Option(help="minilm, a folder, or a hub id. [default: the recipe's, or minilm]")
     ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="A recipe: a TOML file, or one that ships, such as papers/pasta/mrpc. [default: by task]"),
-    ] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe; repeatable.")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="classification, pair, multilabel, regression, tagging, question_answering (qa), multiple_choice or "
-            "generation."
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(help="The text column; twice for a pair, for a question and its context.")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="The column to learn.")] = None,
+    recipe: Recipe = None,
+    changes: Changes = None,
+    sources: Library = None,
+    source: Source = None,
+    task: Kind = None,
+    text: Text = None,
+    label: Label = None,
     shots: Annotated[
         int | None,
         typer.Option(
@@ -57,7 +69,7 @@ def train_command(
     out_of_scope: Annotated[
         str | None, typer.Option(metavar="LABEL", help="The class of texts that are not for the task.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill.")] = False,
+    resume: Resume = False,
     json: show.Json = False,
 ) -> None:
     """Train an adapter.
@@ -75,7 +87,12 @@ def train_command(
     from attentune.training.train import train
 
     logging.set_verbosity_error()
-    options = {"task.shots": shots, "training.report_to": report_to, "task.out_of_scope": out_of_scope}
+    options = {
+        "task.shots": shots,
+        "training.report_to": report_to,
+        "task.out_of_scope": out_of_scope,
+        "method.source_names": source,
+    }
     named: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     result = (train if seeds is None else partial(train_seeds, seeds=seeds))(
         data,
@@ -83,6 +100,7 @@ def train_command(
         output,
         backbone,
         recipe,
+        library=sources,
         task=task,
         text=text or (),
         label=label,

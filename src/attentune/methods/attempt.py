@@ -7,7 +7,8 @@ K source prompts, trained before and frozen, and the task's own target prompt ar
     rows in front of the text = sum_j a_j P_j + P_target
 
 `attention`: sub (above), constant (uniform weights), dot (g = x), linear (g = LN(W x)), none (prompt tuning: the
-target alone). `tasks` > 1 holds one target prompt a task under one attention; `task_ids` [B] says whose a row is.
+target alone). `source_names` say what the sources are. `tasks` > 1 holds one target prompt a task under one attention;
+`task_ids` [B] says whose a row is.
 
 Where the authors' code differs: its max-pool runs over padding, so an answer depends on the batch; here padding is
 masked (`paper_exact` does not mask). Its dot and linear attention cannot run, its attention norm and its second
@@ -28,6 +29,9 @@ from attentune.errors import ConfigError, UnsupportedError
 from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
 
 ATTENTIONS = ("sub", "constant", "dot", "linear", "none")
+ATTENTION_TENSORS = ("attn_down", "attn_up", "attn_linear", "norm_weight", "norm_bias")
+TARGET = "target"
+"""The task's own prompt among the names of those that are mixed."""
 
 
 @dataclass
@@ -46,6 +50,12 @@ class AttemptConfig(MethodConfig):
     task: int = field(default=0, metadata={"help": "the target prompt of rows without task_ids"})
     train_sources: bool = field(default=False, metadata={"help": "train the source prompts too (none at hand, say)"})
     paper_exact: bool = field(default=False, metadata={"help": "max-pool over padding too, as the authors' code does"})
+    source_names: list[str] | None = field(
+        default=None, metadata={"help": "names of the source prompts, in their order", "record": True}
+    )
+    source_hashes: list[str] | None = field(
+        default=None, metadata={"help": "their sha256, in the order of the names", "record": True}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +71,9 @@ class AttemptConfig(MethodConfig):
             )
         if self.ignore_target and (self.sources < 1 or self.attention == "none"):
             raise ConfigError("ignore_target leaves nothing to mix: it needs at least one source and an attention")
+        for given in (self.source_names, self.source_hashes):
+            if given is not None and len(given) != self.sources:
+                raise ConfigError(f"sources is {self.sources}, and {len(given)} are named: {', '.join(given)}")
         if self.temperature is not None and self.temperature <= 0:
             raise ConfigError(f"temperature is positive, not {self.temperature}")
 
@@ -139,6 +152,14 @@ def edit_prompt(cfg: AttemptConfig, p: Params, x: Tensor, y: Tensor, frame: Fram
     return mixed if cfg.ignore_target else mixed + target
 
 
+def names(cfg: AttemptConfig) -> tuple[str, ...]:
+    """What is mixed, in the order of the weights: the sources, then the target."""
+    if cfg.attention == "none" or not cfg.sources:
+        return ()
+    sources = cfg.source_names or [f"source{j + 1}" for j in range(cfg.sources)]
+    return (*sources, *(() if cfg.ignore_target else (TARGET,)))
+
+
 def resolve(cfg: AttemptConfig, dims: Dims) -> None:
     """Fill in the temperature."""
     if cfg.temperature is None:
@@ -177,5 +198,8 @@ METHOD = Method(
     init,
     prompt_length=lambda cfg: cfg.length,
     frozen=lambda cfg: () if cfg.train_sources else ("source_prompts",),
+    attention=ATTENTION_TENSORS,
+    shared=(*ATTENTION_TENSORS, "source_prompts"),
+    mixes=names,
     resolve=resolve,
 )

@@ -233,6 +233,7 @@ def build_trainer(
     args: TrainingArguments,
     training: TrainingOptions,
     report: Callable[[str], None],
+    attention: Sequence[str] = (),
 ) -> TaskTrainer:
     """A Trainer that learns the task and scores it on the validation rows after each epoch."""
     order = _by_length(validation[0])
@@ -257,7 +258,7 @@ def build_trainer(
         train_dataset=Examples(train),
         eval_dataset=Examples(features),
         compute_metrics=None if writes else cast("Any", scores),
-        optimizers=(optimiser(model, training), cast("Any", None)),
+        optimizers=(optimiser(model, training, attention), cast("Any", None)),
         callbacks=[
             Reporter(report, cast("str", args.metric_for_best_model)),
             RunLog(Path(cast("str", args.output_dir))),
@@ -270,15 +271,27 @@ def build_trainer(
     return trainer
 
 
-def optimiser(model: nn.Module, training: TrainingOptions) -> torch.optim.Optimizer:
-    """AdamW with a rate for the head and a rate for the method's tensors."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    rate = training.head_learning_rate or training.learning_rate
-    groups = [
-        {"params": [p for name, p in named if "heads" not in name.split(".")], "lr": training.learning_rate},
-        {"params": [p for name, p in named if "heads" in name.split(".")], "lr": rate},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=training.weight_decay)
+def optimiser(model: nn.Module, training: TrainingOptions, attention: Sequence[str] = ()) -> torch.optim.Optimizer:
+    """AdamW with a rate for the method's tensors, one for the head, and one for the tensors named in `attention`.
+
+    Raises:
+        ConfigError: a rate for the attention of a method that has none.
+    """
+    if training.attention_learning_rate is not None and not attention:
+        raise ConfigError("attention_learning_rate was given, and this method has no attention over prompts")
+    rates = {
+        "method": training.learning_rate,
+        "head": training.head_learning_rate or training.learning_rate,
+        "attention": training.attention_learning_rate or training.learning_rate,
+    }
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parts = set(name.split("."))
+            group = "head" if "heads" in parts else "method" if parts.isdisjoint(attention) else "attention"
+            groups[group].append(parameter)
+    listed = [{"params": groups[name], "lr": rate} for name, rate in rates.items() if groups[name]]
+    return torch.optim.AdamW(listed, weight_decay=training.weight_decay)
 
 
 def logits_of(trainer: TaskTrainer, task: Task, features: Sequence[Features]) -> list[Logits]:

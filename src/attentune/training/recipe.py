@@ -88,6 +88,9 @@ class TrainingOptions:
     batch_size: int = option(32, "rows in a step, on each process")
     learning_rate: float = option(1e-2, "of the method's tensors")
     head_learning_rate: float | None = option(None, "of the head; by default that of the method")
+    attention_learning_rate: float | None = option(
+        None, "of the attention over prompts (attempt); by default that of the method"
+    )
     weight_decay: float = option(0.0, "decoupled, as in AdamW")
     schedule: str = option("linear", "how the rate falls: linear, cosine, constant, constant_with_warmup")
     warmup: float = option(0.06, "share of the steps in which the rate rises from 0; from 1 on their number")

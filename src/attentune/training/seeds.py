@@ -42,6 +42,7 @@ def train_seeds(
     recipe: str | Path | Recipe | None = None,
     *,
     seeds: int = 5,
+    library: str | Path | None = None,
     task: str | None = None,
     text: Sequence[str] = (),
     label: str | None = None,
@@ -61,7 +62,7 @@ def train_seeds(
     if seeds < 1:
         raise ConfigError(f"at least one seed is needed, found seeds={seeds}")
     target = store.check_writable(output)
-    rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides))
+    rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides), library)
     backbone, chosen = backbone_of(chosen, backbone)
     work = target.with_name(f"{target.name}.seeds")
     _start(work, digest([chosen.to_toml(), hub_id(backbone), rows.train, rows.validation]), resume)
@@ -69,7 +70,7 @@ def train_seeds(
     for seed in range(chosen.training.seed, chosen.training.seed + seeds):
         report(f"seed {seed}")
         one = chosen.override({"training.seed": seed})
-        runs.append(SeedRun(seed, _run(rows, one, work / str(seed) / target.name, backbone, resume, report)))
+        runs.append(SeedRun(seed, _run(rows, one, work / str(seed) / target.name, backbone, library, resume, report)))
     best = max(runs, key=lambda run: _rank(run, chosen))
     metrics = {
         **best.result.metrics,
@@ -98,13 +99,19 @@ def _start(work: Path, identity: str, resume: bool) -> None:
 
 
 def _run(
-    rows: Data, recipe: Recipe, folder: Path, backbone: str, resume: bool, report: Callable[[str], None]
+    rows: Data,
+    recipe: Recipe,
+    folder: Path,
+    backbone: str,
+    library: str | Path | None,
+    resume: bool,
+    report: Callable[[str], None],
 ) -> Result:
     if resume and (folder / store.CARD).is_file():
         done = store.read(folder)
         return Result(folder, done.card, done.metrics, rows.notes)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return train(rows, None, folder, backbone, recipe, resume=resume, report=report)
+    return train(rows, None, folder, backbone, recipe, library=library, resume=resume, report=report)
 
 
 def _rank(run: SeedRun, recipe: Recipe) -> float:

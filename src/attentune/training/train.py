@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel, get_peft_model
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from attentune import store
@@ -20,6 +21,7 @@ from attentune.confidence import Calibration, Judgement, Labelled, calibrate, ch
 from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.evaluation.metrics import check_name
 from attentune.heads import HeadConfig
+from attentune.method import MethodConfig
 from attentune.methods import METHODS
 from attentune.model import TaskModel
 from attentune.predict import unlabelled
@@ -34,6 +36,7 @@ from attentune.training import trackers
 from attentune.training.baseline import baseline
 from attentune.training.loop import Checkpoints, arguments, build_trainer, logits_of
 from attentune.training.recipe import Recipe, TaskOptions, method_options, read_recipe, recipe_of, shipped_recipe
+from attentune.training.sources.mixture import mean_attention, name_sources, put_sources, take_sources
 from attentune.vocabulary import VocabularyHead, vocabulary_head
 
 Report = Callable[[str], None]
@@ -47,7 +50,8 @@ class Result:
     card: TaskCard
     metrics: dict[str, Any]
     """Scores of `validation`, `test` (if there is one) and the bag-of-words `baseline`; `calibration`: of the same
-    splits what `confidence.Judgement.trust` lists; `run`: rows, steps, seconds."""
+    splits what `confidence.Judgement.trust` lists; `attention`: the mean weight of each prompt on validation rows,
+    where prompts are mixed; `run`: rows, steps, seconds."""
     notes: tuple[str, ...]
     """What was guessed from the data."""
 
@@ -59,6 +63,7 @@ def train(
     backbone: str | None = None,
     recipe: str | Path | Recipe | None = None,
     *,
+    library: str | Path | None = None,
     task: str | None = None,
     text: Sequence[str] = (),
     label: str | None = None,
@@ -69,15 +74,16 @@ def train(
     """Train an adapter for the task of `data` and write its folder.
 
     `method` is pasta and `backbone` minilm unless the recipe or you say otherwise, and a recipe can name the data;
-    without `recipe` the one that ships for the kind of task and the method is used. `overrides` are keys of a recipe
-    (`epochs=3`). `report` gets a line after each evaluation.
+    without `recipe` the one that ships for the kind of task and the method is used. `library` is a folder of source
+    prompts for methods that mix them: all of it, or those that the recipe's `source_names` names. `overrides` are keys
+    of a recipe (`epochs=3`). `report` gets a line after each evaluation.
 
     Raises:
         AttentuneError: DataError, ConfigError, StoreError or UnsupportedError; each says what was wanted, what was
             found and what exists.
     """
     target = store.check_writable(output)
-    rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides))
+    rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides), library)
     backbone, chosen = backbone_of(chosen, backbone)
     if chosen.task.shots is not None:
         rows = few(rows, chosen.task.shots, chosen.training.seed)
@@ -88,13 +94,14 @@ def train(
     base = load_backbone(backbone, writes=rows.kind == "generation")
     tokenizer = load_tokenizer(backbone, base)
     origin = Backbone(hub_id(backbone), fingerprint(base), revision(base))
+    sources = take_sources(chosen, library, origin)
     made = learned_task(rows, chosen.task, base)
     learned, vocabulary, note = phrased(made, chosen.task, backbone, base, tokenizer)
     if note:
         report(note)
     check_scope(learned, chosen.task.false_alarms)
     metric = check_name(rows.kind, chosen.task.metric or learned.checkpoint_metric, rows.labels)
-    model = adapt(base, tokenizer, learned, chosen, vocabulary)
+    model = adapt(base, tokenizer, learned, chosen, vocabulary, sources)
     limit = longest(model, learned, chosen, tokenizer)
     begin = time.perf_counter()
     features = encode_splits(learned, tokenizer, rows, limit)
@@ -108,6 +115,7 @@ def train(
         args=arguments(checkpoints.folder, chosen.training, metric, target.name),
         training=chosen.training,
         report=report,
+        attention=METHODS[chosen.method].attention,
     )
     trackers.attach(trainer, target)
     done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
@@ -135,6 +143,7 @@ def train(
             "seconds": round(time.perf_counter() - begin, 1),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         }
+        metrics |= mean_attention(model, tokenizer, learned, features["validation"], chosen.training.batch_size * 2)
         finish(model, origin.id)
         log = (checkpoints.folder / store.LOG).read_text(encoding="utf-8")
         store.write(target, cast("store.Saves", model), card, chosen.to_toml(), metrics, log)
@@ -171,7 +180,11 @@ def backbone_of(recipe: Recipe, named: str | None) -> tuple[str, Recipe]:
 
 
 def choose(
-    data: Source | Data | None, method: str | None, recipe: str | Path | Recipe | None, changes: Mapping[str, Any]
+    data: Source | Data | None,
+    method: str | None,
+    recipe: str | Path | Recipe | None,
+    changes: Mapping[str, Any],
+    library: str | Path | None = None,
 ) -> tuple[Data, Recipe]:
     """Read the data as the recipe says; without a recipe take the one for the kind of task that they make."""
     if isinstance(recipe, Recipe | None):
@@ -198,7 +211,8 @@ def choose(
         wanted = shipped_recipe(rows.kind, first.method, rows.pair).override(changes)
     if options.shots is not None and options.template is None and rows.kind == "classification":
         wanted = wanted.override({"task.template": "auto"})
-    return rows, wanted
+    fixed = {*(first.options if recipe is not None else ()), *(key.removeprefix("method.") for key in changes)}
+    return rows, name_sources(wanted, library, fixed)
 
 
 def learned_task(rows: Data, options: TaskOptions, base: PreTrainedModel) -> Task:
@@ -249,21 +263,27 @@ def adapt(
     task: Task,
     recipe: Recipe,
     vocabulary: VocabularyHead | None = None,
+    sources: Tensor | None = None,
 ) -> PeftModel:
-    """A frozen backbone -> with the method's fresh tensors and the task's head."""
+    """A frozen backbone -> with the method's fresh tensors, source prompts, and the task's head."""
+    host = base if isinstance(task, Generation) else TaskModel(base, vocabulary)
+    model = get_peft_model(cast("Any", host), config_of(tokenizer, task, recipe))
+    # peft would ask the hub about the named backbone at every checkpoint; `finish` names it.
+    model.peft_config["default"].base_model_name_or_path = ""
+    if sources is not None:
+        put_sources(model, "default", sources, paper=recipe.options.get("init_weights") == "paper")
+    return cast("PeftModel", model)
+
+
+def config_of(tokenizer: PreTrainedTokenizerBase, task: Task, recipe: Recipe) -> MethodConfig:
+    """The method's config, with the task's head unless the backbone itself writes."""
     given = recipe.options
     if "special_ids" in method_options(recipe.method):
         given = {"special_ids": special_ids(tokenizer), **given}
     kind = METHODS[recipe.method].config
     if isinstance(task, Generation):
-        config = kind(task_type="CAUSAL_LM" if task.decoder_only else "SEQ_2_SEQ_LM", **given)
-        model = get_peft_model(base, config)
-    else:
-        config = kind(head=head_of(task, tokenizer, recipe.task), **given)
-        model = get_peft_model(cast("Any", TaskModel(base, vocabulary)), config)
-    # peft would ask the hub about the named backbone at every checkpoint; `finish` names it.
-    model.peft_config["default"].base_model_name_or_path = ""
-    return cast("PeftModel", model)
+        return kind(task_type="CAUSAL_LM" if task.decoder_only else "SEQ_2_SEQ_LM", **given)
+    return kind(head=head_of(task, tokenizer, recipe.task), **given)
 
 
 def head_of(task: Task, tokenizer: PreTrainedTokenizerBase, options: TaskOptions) -> HeadConfig:
