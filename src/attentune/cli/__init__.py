@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from attentune.cli import compare, inspect, lengthen, merge, predict, sources, train
+from attentune.cli import compare, inspect, lengthen, merge, predict, serve, sources, train
 from attentune.errors import AttentuneError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app = typer.Typer(
 app.command("train")(train.train_command)
 app.command("evaluate")(predict.evaluate_command)
 app.command("predict")(predict.predict_command)
+app.command("serve")(serve.serve_command)
+app.command("keys")(serve.keys_command)
 app.command("compare")(compare.compare_command)
 app.command("methods")(inspect.methods_command)
 app.command("anatomy")(inspect.anatomy_command)

@@ -56,12 +56,13 @@ class Head:
         return torch.baddbmm(bias[:, None], x[:, None], weight.transpose(1, 2)).squeeze(1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Entry:
     """One version of one task; a replaced task is another entry."""
 
     name: str
     folder: Path
+    """Where it is read from when it is cold; a version that moves takes its entry along."""
     card: TaskCard
     shelf: Shelf
     head: Head
@@ -134,9 +135,21 @@ class Bank:
     def add(self, name: str, folder: str | Path, pinned: bool = False) -> Entry:
         """Add a task from its adapter folder, or replace the one of that name; checked before anything changes.
 
+        Raises as `stage` does.
+        """
+        entry = self.stage(name, folder)
+        self.tiers.pin(entry, pinned)
+        if (old := self.publish(entry)) is not None:
+            self.tiers.drop(old)
+        return entry
+
+    def stage(self, name: str, folder: str | Path) -> Entry:
+        """Read and check an adapter folder, without serving it under its name yet: an entry that batches may name.
+
         Raises:
             StoreError: the folder is incomplete, belongs to another backbone, does not fit it, or holds numbers that
                 are not finite.
+            UnsupportedError: an adapter that the bank does not serve.
             ConfigError: the name is reserved.
         """
         if name == BASE:
@@ -149,14 +162,14 @@ class Bank:
             raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter, which the bank does not serve")
         shelf = self._shelf(config, tensors)
         entry = Entry(name, stored.folder, self._intern(stored.card), shelf, _head(config, shelf, tensors))
-        row = _row(entry, tensors)
-        old = self._tasks.get(name)
-        self.tiers.put(entry, row)
-        self.tiers.pin(entry, pinned)
-        self._tasks[name] = entry
-        if old is not None:
-            self.tiers.drop(old)
+        self.tiers.put(entry, _row(entry, tensors))
         return entry
+
+    def publish(self, entry: Entry) -> Entry | None:
+        """Serve an entry under its name from now on; returns the one that it replaces."""
+        old = self._tasks.get(entry.name)
+        self._tasks[entry.name] = entry
+        return old if old is not entry else None
 
     def remove(self, name: str) -> None:
         """Take a task out; raises as `entry` does."""

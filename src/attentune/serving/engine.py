@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from attentune.backbones import load_tokenizer
 from attentune.confidence import answers, check_wishes
 from attentune.errors import AttentuneError
-from attentune.predict import Input, as_row, joined, logits_by_sequence
+from attentune.predict import joined, logits_by_sequence
 from attentune.serving.bank import Bank, Entry
 from attentune.serving.batcher import Batcher, Piece
 from attentune.tasks import Answer, Features
+from attentune.tasks.inputs import Input, as_row
 from attentune.tasks.task import Logits, pad_inputs
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class Engine:
     def _features(self, entry: Entry, inputs: Sequence[Input]) -> Sequence[Features | AttentuneError]:
         card = entry.card
         try:
-            rows = [as_row(item, card, "the input") for item in inputs]
+            rows = [as_row(item, card.task, card.columns, card.name, "the input") for item in inputs]
             with self._encoding:
                 return card.task.encode(self.tokenizer, rows, card.max_length)
         except AttentuneError as error:

@@ -1,0 +1,95 @@
+"""`attentune serve` and `attentune keys`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attentune.cli import show
+from attentune.errors import ConfigError
+
+
+def serve_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of adapter folders, one a task.")],
+    backbone: Annotated[str, typer.Option(help="minilm, a folder, or a hub id.")] = "minilm",
+    host: Annotated[str, typer.Option(help="Where to listen; without keys only on this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port.")] = 8000,
+    keys: Annotated[Path | None, typer.Option(help="A file of API keys, see `attentune keys`.")] = None,
+    watch: Annotated[bool, typer.Option(help="Follow the folder: load what appears, drop what vanishes.")] = True,
+    keep: Annotated[int, typer.Option(help="Earlier versions of a task that stay on disk.")] = 5,
+    hot_bytes: Annotated[int | None, typer.Option(help="Bytes of adapters on the device.")] = None,
+    warm_bytes: Annotated[int | None, typer.Option(help="Bytes of adapters in memory.")] = None,
+    max_concurrent_requests: Annotated[
+        int, typer.Option(envvar="MAX_CONCURRENT_REQUESTS", help="Requests in work; more get 503.")
+    ] = 512,
+    max_batch_tokens: Annotated[int, typer.Option(envvar="MAX_BATCH_TOKENS", help="Tokens of a batch.")] = 8192,
+    max_batch_rows: Annotated[int, typer.Option(envvar="MAX_BATCH_ROWS", help="Sequences of a batch.")] = 64,
+    max_wait_ms: Annotated[float, typer.Option(envvar="MAX_WAIT_MS", help="Wait for company.")] = 2.0,
+    max_queue: Annotated[int, typer.Option(envvar="MAX_QUEUE", help="Sequences that wait; more get 503.")] = 4096,
+    max_client_batch_size: Annotated[
+        int, typer.Option(envvar="MAX_CLIENT_BATCH_SIZE", help="Answers that a request asks for.")
+    ] = 1024,
+    payload_limit: Annotated[int, typer.Option(envvar="PAYLOAD_LIMIT", help="Bytes of a request.")] = 2_000_000,
+    upload_limit: Annotated[int, typer.Option(envvar="UPLOAD_LIMIT", help="Bytes of an adapter.")] = 64_000_000,
+    request_timeout_s: Annotated[
+        float, typer.Option(envvar="REQUEST_TIMEOUT_S", help="Seconds until a request is given up.")
+    ] = 60.0,
+    json: show.Json = False,
+) -> None:
+    """Serve every adapter of a folder from one copy of the backbone.
+
+    Example: attentune serve adapters --port 8000
+
+    Then: curl localhost:8000/v1/predict -H 'Content-Type: application/json' -d
+    '{"items": [{"task": ["intent", "sentiment"], "input": "Where is my order?"}]}'
+    """
+    try:
+        from attentune.serving.keys import Keys
+        from attentune.serving.launch import application, run
+    except ImportError as error:
+        raise ConfigError(f"serving needs more packages: pip install 'attentune[serve]' ({error})") from error
+    from attentune.serving.limits import Limits
+
+    if keys is None and host not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(f"without --keys everyone who reaches {host} may change tasks; make keys: attentune keys add")
+    limits = Limits(
+        max_concurrent_requests=max_concurrent_requests,
+        max_batch_tokens=max_batch_tokens,
+        max_batch_rows=max_batch_rows,
+        max_wait_ms=max_wait_ms,
+        max_queue=max_queue,
+        max_client_batch_size=max_client_batch_size,
+        payload_limit=payload_limit,
+        upload_limit=upload_limit,
+        request_timeout_s=request_timeout_s,
+    )
+    guard = None if keys is None else Keys.read(keys)
+    app = application(
+        folder, backbone, guard, limits, keep, watch, show.progress, hot_bytes=hot_bytes, warm_bytes=warm_bytes
+    )
+    names = app.state.service.registry.names
+    if json:
+        show.as_json({"url": f"http://{host}:{port}", "tasks": names})
+    else:
+        show.progress(f"{len(names)} tasks on http://{host}:{port} (its paths: /docs)")
+    run(app, host, port)
+
+
+def keys_command(
+    name: Annotated[str, typer.Argument(help="What the key is called.")],
+    file: Annotated[Path, typer.Option(help="The file of keys; made if it is not there.")],
+    scope: Annotated[list[str] | None, typer.Option(help="predict or admin; repeatable. [default: predict]")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="A task that it sees; repeatable. [default: all]")] = None,
+    json: show.Json = False,
+) -> None:
+    """Make an API key; it is shown this once, the file keeps its hash.
+
+    Example: attentune keys shop --file keys.json --task intent --task sentiment
+    """
+    from attentune.serving.keys import add
+
+    secret = add(file, name, scope or ["predict"], task)
+    if json:
+        show.as_json({"name": name, "key": secret})
+    else:
+        print(secret)

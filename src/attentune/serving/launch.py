@@ -1,0 +1,79 @@
+"""A folder of adapters -> an application, and a process that serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from watchfiles import awatch
+
+from attentune.backbones import load_tokenizer
+from attentune.serving.bank import Bank
+from attentune.serving.batcher import Batcher
+from attentune.serving.engine import Engine
+from attentune.serving.keys import Keys
+from attentune.serving.limits import Limits
+from attentune.serving.registry import Registry
+from attentune.serving.server import build
+
+log = logging.getLogger("attentune.serving")
+
+
+def application(
+    folder: str | Path,
+    backbone: str = "minilm",
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+    keep: int = 5,
+    watch: bool = False,
+    report: Callable[[str], None] = log.warning,
+    **bank: Any,
+) -> FastAPI:
+    """The application on all adapters of a folder; with `watch` it follows the folder. `bank` are options of a Bank."""
+    limits = limits or Limits()
+    tasks = Bank(backbone, **bank)
+    queue = Batcher(limits.max_batch_tokens, limits.max_batch_rows, limits.max_wait_ms / 1000, limits.max_queue)
+    engine = Engine(tasks, load_tokenizer(backbone, tasks.model.backbone), queue)
+    registry = Registry(tasks, folder, keep)
+    registry.scan(report)
+    app = build(registry, engine, keys, limits)
+    if watch:
+        app.router.lifespan_context = _watching(app.router.lifespan_context, registry, report)
+    return app
+
+
+def run(app: FastAPI, host: str, port: int, grace: float = 30.0) -> None:
+    """Serve until the process is told to end; then finish what was accepted, for `grace` seconds at most."""
+    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=int(grace))
+
+
+def _watching(inner: Any, registry: Registry, report: Callable[[str], None]) -> Any:
+    """A lifespan in which the folder is read again whenever it changes."""
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncGenerator[None]:
+        stop = asyncio.Event()
+        follower = asyncio.create_task(_follow(registry, stop, report))
+        try:
+            async with inner(app):
+                yield
+        finally:
+            stop.set()
+            await follower
+
+    return life
+
+
+async def _follow(registry: Registry, stop: asyncio.Event, report: Callable[[str], None]) -> None:
+    def matters(_: Any, path: str) -> bool:
+        parts = Path(path).relative_to(registry.folder).parts
+        return bool(parts) and not parts[0].startswith(".")
+
+    async for _ in awatch(registry.folder, watch_filter=matters, stop_event=stop, debounce=400, step=100):
+        await asyncio.to_thread(registry.scan, report)

@@ -1,0 +1,27 @@
+"""What a server takes on at most."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Each is a flag of `attentune serve` and an environment variable of the same name in capitals."""
+
+    max_concurrent_requests: int = 512
+    """Requests in work at once; more are turned away with 503."""
+    max_batch_tokens: int = 8192
+    """Tokens of a batch, padding included."""
+    max_batch_rows: int = 64
+    """Sequences of a batch."""
+    max_wait_ms: float = 2.0
+    """How long a sequence waits for company."""
+    max_queue: int = 4096
+    """Sequences that wait; more are turned away with 503."""
+    max_client_batch_size: int = 1024
+    """Answers that one request asks for: items times tasks."""
+    payload_limit: int = 2_000_000
+    """Bytes of a request's body."""
+    upload_limit: int = 64_000_000
+    """Bytes of an adapter that is uploaded, packed and unpacked."""
+    request_timeout_s: float = 60.0
+    """Seconds until a request is given up with 503."""

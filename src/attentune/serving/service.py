@@ -1,0 +1,139 @@
+"""What the two protocols share: items -> asks -> answers, for a key that sees some of the tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from attentune.errors import UnknownTaskError
+from attentune.serving.engine import Ask, Engine
+from attentune.serving.keys import Key
+from attentune.serving.limits import Limits
+from attentune.serving.meters import Meters
+from attentune.serving.problems import Refused, describe
+from attentune.serving.registry import Registry, Served
+from attentune.tasks import Answer
+
+DECISIONS = ("label", "labels", "tags", "answer", "choice")
+"""The keys of an answer in which a shadow can agree or not."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One answer that a request asks for."""
+
+    task: str
+    input: Any
+    abstain_at: float | None = None
+    coverage: float | None = None
+
+
+class Service:
+    """A registry of tasks behind an engine."""
+
+    def __init__(self, registry: Registry, engine: Engine, limits: Limits, meters: Meters) -> None:
+        self.registry, self.engine, self.limits, self.meters = registry, engine, limits, meters
+        self.ready = False
+
+    def visible(self, key: Key, name: str) -> Served:
+        """The task, if the key sees it; else it does not exist."""
+        if not key.sees(name):
+            raise UnknownTaskError(f"there is no task {name!r}")
+        return self.registry.task(name)
+
+    def names(self, key: Key) -> list[str]:
+        """The tasks that the key sees."""
+        return [name for name in self.registry.names if key.sees(name)]
+
+    async def submit(self, wanted: Sequence[Wanted], key: Key) -> list[asyncio.Future[Answer]]:
+        """Queue what is wanted; an unknown task or an input that does not fit fails alone, as an exception."""
+        if not wanted:
+            raise Refused(422, "no items; at least one is wanted")
+        if len(wanted) > self.limits.max_client_batch_size:
+            raise Refused(
+                413, f"{len(wanted)} answers asked for; one request may ask for {self.limits.max_client_batch_size}"
+            )
+        asks: list[Ask] = []
+        shadows: list[tuple[int, Ask]] = []
+        failed: dict[int, Exception] = {}
+        places: list[int] = []
+        for i, one in enumerate(wanted):
+            try:
+                self.visible(key, one.task)
+                entry, shadow = self.registry.route(one.task)
+            except UnknownTaskError as error:
+                failed[i] = error
+                continue
+            places.append(i)
+            asks.append(Ask(entry, one.input, one.abstain_at, one.coverage))
+            if shadow is not None:
+                shadows.append((len(asks) - 1, Ask(shadow, one.input)))
+        futures = await run_in_threadpool(self.engine.submit, [*asks, *(ask for _, ask in shadows)])
+        for (heard, _), unheard in zip(shadows, futures[len(asks) :], strict=True):
+            self._compare(wanted[places[heard]].task, futures[heard], unheard)
+        found: dict[int, asyncio.Future[Answer]] = {
+            i: asyncio.wrap_future(future) for i, future in zip(places, futures, strict=False)
+        }
+        for i, error in failed.items():
+            found[i] = asyncio.get_running_loop().create_future()
+            found[i].set_exception(error)
+        for i, future in found.items():
+            future.add_done_callback(lambda done, task=wanted[i].task: self._count(task, done))
+        return [found[i] for i in range(len(wanted))]
+
+    async def each(self, wanted: Sequence[Wanted], key: Key) -> AsyncIterator[dict[str, Any]]:
+        """{"index", "task", "answer"} or {"index", "task", "error"} in the order in which they are done."""
+        futures = await self.submit(wanted, key)
+        try:
+            async with asyncio.timeout(self.limits.request_timeout_s):
+                pending = {asyncio.ensure_future(_numbered(i, future)) for i, future in enumerate(futures)}
+                for done in asyncio.as_completed(pending):
+                    i, outcome = await done
+                    yield {"index": i, "task": wanted[i].task, **outcome}
+        except TimeoutError as error:
+            raise Refused(
+                503, f"not answered within {self.limits.request_timeout_s:g} s", {"Retry-After": "1"}
+            ) from error
+        finally:
+            for future in futures:
+                future.cancel()
+
+    async def all(self, wanted: Sequence[Wanted], key: Key) -> list[dict[str, Any]]:
+        """The same, in the order of what is wanted, without the numbers."""
+        found = [line async for line in self.each(wanted, key)]
+        return [{k: v for k, v in line.items() if k != "index"} for line in sorted(found, key=lambda x: x["index"])]
+
+    def _count(self, task: str, done: asyncio.Future[Answer]) -> None:
+        if done.cancelled():
+            return
+        failed = done.exception()
+        known = task in self.registry.names
+        (self.meters.failed if failed else self.meters.answers).labels(
+            self.meters.label(task) if known else "(unknown)"
+        ).inc()
+
+    def _compare(self, task: str, heard: Future[Answer], unheard: Future[Answer]) -> None:
+        """Count whether the shadow agrees, when both have answered."""
+        left = iter((False, True))  # The second to be done counts.
+
+        def told(_: Future[Answer]) -> None:
+            if next(left) and not any(f.cancelled() or f.exception() for f in (heard, unheard)):
+                same = all(heard.result().get(key) == unheard.result().get(key) for key in DECISIONS)
+                self.meters.shadows.labels(self.meters.label(task), str(same).lower()).inc()
+
+        heard.add_done_callback(told)
+        unheard.add_done_callback(told)
+
+
+async def _numbered(i: int, future: asyncio.Future[Answer]) -> tuple[int, dict[str, Any]]:
+    try:
+        return i, {"answer": await future}
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        return i, {"error": describe(error)}
