@@ -302,6 +302,7 @@ def test_flags_of_the_command_line(
     assert {"answered", "risk", "ece", "scope_auroc", "set_coverage_90"} <= numbers.keys()
     text = report.read_text(encoding="utf-8")
     assert text.count("<svg") == 2
+    assert "abstaining as asked" in text
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"|rdf:resource="[^"]*"', "", text)
     assert f"{numbers['ece']:.4f}" in text
     assert run("evaluate", others["regression"], write_rows(tmp_path / "stars.jsonl", rows_of("regression", 9))) == 0

@@ -27,6 +27,9 @@ def test_a_risk_diagram_has_a_curve_for_each_name() -> None:
     (panel,) = risk_coverage_diagram(curves).axes
     assert [line.get_label() for line in panel.lines] == [f"{n}: area {c.area:.3f}" for n, c in curves.items()]
     assert np.allclose(np.asarray(panel.lines[0].get_ydata(), dtype=float), curves["a"].risk)
+    (panel,) = risk_coverage_diagram(curves, {"here": (0.5, 0.25)}).axes
+    assert np.asarray(panel.collections[0].get_offsets()).tolist() == [[0.5, 0.25]]
+    assert [text.get_text() for text in panel.texts] == ["here"]
     (panel,) = risk_coverage_diagram({"perfect": risk_coverage([0.5], [True])}).axes
     assert panel.get_ylim() == (0.0, 1.0)
 

@@ -28,12 +28,15 @@ def write(file: Path, adapter: Adapter, found: Judgement) -> None:
             )
         )
     if found.curve is not None:
+        marked = (
+            {"abstaining as asked": (found.trust["answered"], found.trust["risk"])} if "risk" in found.trust else {}
+        )
         drawn.append(
             page.Picture(
                 "Answering only where it is sure",
                 "From left to right less and less sure answers are given; the curve shows the share of wrong ones "
                 "among those given so far.",
-                pictures.svg(pictures.risk_coverage_diagram({card.name: found.curve})),
+                pictures.svg(pictures.risk_coverage_diagram({card.name: found.curve}, marked)),
             )
         )
     tables = [page.Table("Scores", ["score", "value"], list(found.scores.items()))]

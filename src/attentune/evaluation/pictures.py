@@ -37,12 +37,20 @@ def reliability_diagram(parts: Mapping[str, Reliability]) -> Figure:
     return figure
 
 
-def risk_coverage_diagram(curves: Mapping[str, RiskCoverage]) -> Figure:
-    """The share of wrong answers against the share of rows answered, the surest first; a curve for each name."""
+def risk_coverage_diagram(
+    curves: Mapping[str, RiskCoverage], marked: Mapping[str, tuple[float, float]] | None = None
+) -> Figure:
+    """The share of wrong answers against the share of rows answered, the surest first; a curve for each name.
+
+    `marked` are points to look at: name -> (share answered, share wrong among those).
+    """
     figure, (panel,) = _figure(1, width=5.2)
     for i, (name, curve) in enumerate(curves.items()):
         label = f"{name}: area {curve.area:.3f}"
         panel.plot(curve.answered, curve.risk, color=COLOURS[i % len(COLOURS)], linewidth=1.6, label=label)
+    for name, (answered, risk) in (marked or {}).items():
+        panel.scatter([answered], [risk], s=36, color=COLOURS[1], zorder=3, clip_on=False)
+        panel.annotate(name, (answered, risk), (-8, 6), textcoords="offset points", fontsize=9, ha="right")
     # The first few rows swing between no risk and all of it: the scale is that of the rest.
     steady = [curve.risk[curve.answered >= SWING] for curve in curves.values()]
     highest = max((float(risk.max()) for risk in steady), default=0.0)
