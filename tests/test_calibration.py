@@ -131,6 +131,17 @@ def test_temperature_keeps_the_order_of_classes_and_never_raises_the_loss(
     assert log_loss(logits, targets, t) <= log_loss(logits, targets) + 1e-9
 
 
+def test_rows_may_have_fewer_classes_than_others() -> None:
+    logits, targets = np.array([[1.0, 2.0, -np.inf], [0.0, 1.0, 2.0]]), np.array([0, 2])
+    found = calibration.scores(logits, targets)
+    first, second = 1 / (1 + math.e), math.e**2 / (1 + math.e + math.e**2)
+    assert found["nll"] == pytest.approx(-(math.log(first) + math.log(second)) / 2)
+    p = math.e / (1 + math.e + math.e**2), 1 / (1 + math.e + math.e**2)
+    brier = 2 * (1 - first) ** 2 + (1 - second) ** 2 + p[0] ** 2 + p[1] ** 2
+    assert found["brier"] == pytest.approx(brier / 2)
+    assert fit_temperature(logits, targets) > 0
+
+
 def test_rows_that_are_all_right_do_not_ask_for_certainty() -> None:
     logits, targets = np.tile([[2.0, 0.0]], (5, 1)), np.zeros(5, dtype=int)
     assert 0.3 < fit_temperature(logits, targets) < 1

@@ -17,6 +17,7 @@ from attentune.confidence import Calibration, Labelled, Scope, answers, calibrat
 from attentune.errors import ConfigError, DataError, StoreError
 from attentune.predict import load_many, predict_many
 from attentune.tasks import Classification, Features, MultiLabel, Regression, Tagging
+from attentune.tasks.choose import MultipleChoice, Question
 from attentune.tasks.data import load_data
 from attentune.tasks.task import Word
 from attentune.training.train import Result, train
@@ -56,7 +57,7 @@ def others(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
             str(tiny_bert),
             **QUICK,
         ).folder
-        for kind in ("multilabel", "regression", "tagging")
+        for kind in ("multilabel", "regression", "tagging", "multiple_choice", "question_answering")
     }
 
 
@@ -179,6 +180,29 @@ def test_other_kinds(others: dict[str, Path]) -> None:
     assert {"ece", "nll_before", "aurc"} <= names.evaluate(rows_of("tagging", 30, seed=1)).keys()
 
 
+def test_choices_and_passages(others: dict[str, Path]) -> None:
+    choose = attentune.load(others["multiple_choice"])
+    rows = rows_of("multiple_choice", 30, seed=1)
+    (answer,) = choose.predict([{**rows[1], "label": None}], abstain_at=1.0, coverage=0.95)
+    p = answer["probabilities"]
+    assert answer["abstained"]
+    assert answer["prediction_set"] == sorted(answer["prediction_set"], key=lambda i: -p[i])
+    assert answer["prediction_set"][0] == answer["index"]
+    found = choose.evaluate(rows)
+    assert found["nll"] != found["nll_before"]
+    assert 1 <= found["set_size_80"] <= found["set_size_95"] <= 3
+
+    passage = attentune.load(others["question_answering"])
+    given = passage.judge(rows_of("question_answering", 30, seed=1), abstain_at=0.01)
+    assert given.curve is not None
+    assert given.curve.risk_at(1.0) == pytest.approx(1 - given.scores["exact_match"])
+    assert given.trust["ece"] <= given.trust["ece_before"] + 0.05
+    fitted = passage.judge(rows_of("question_answering", 24)).trust
+    assert fitted["nll"] < fitted["nll_before"]
+    with pytest.raises(ConfigError, match="there are no prediction sets for question_answering"):
+        passage.predict([{"question": "what ?", "context": "good film"}], coverage=0.9)
+
+
 def test_wishes_that_no_task_can_keep_are_refused(scoped: Result, others: dict[str, Path]) -> None:
     tone = attentune.load(scoped.folder)
     with pytest.raises(ConfigError, match=r"no prediction sets with coverage 0.85; the task card has 0.8, 0.9, 0.95"):
@@ -249,6 +273,12 @@ def test_what_is_right_and_what_is_judged_by_kind() -> None:
     assert found.curve is not None
     assert found.curve.risk.tolist() == [1.0, 0.5]
     assert found.scores["accuracy"] == 0.5
+    choose = MultipleChoice()
+    questions = [Question(({"input_ids": [1]},), target=t) for t in (1, 0)]
+    z, y = choose.events([np.array([[1.0], [2.0]]), np.array([[3.0], [4.0], [5.0]])], questions) or (0, 0)
+    assert np.array_equal(z, [[1, 2, -np.inf], [3, 4, 5]])
+    assert np.array_equal(y, [1, 0])
+    assert choose.events([], []) is None
     topics = MultiLabel(("a", "b"))
     assert topics.is_right({"labels": ["b", "a"]}, {"label": ["a", "b"]})
     assert topics.strangeness({"probabilities": {"a": 0.9, "b": 0.3}}, {"label": ["a", "b"]}) == pytest.approx(0.7)

@@ -24,7 +24,12 @@ from attentune.evaluation.metrics import Scores
 from attentune.evaluation.selective import RiskCoverage
 from attentune.tasks import Answer, Features, Task
 from attentune.tasks.sources import Row
-from attentune.tasks.task import Logits, WithSets
+from attentune.tasks.task import Events, Logits, WithSets
+
+ROWS = 1000
+"""Validation rows, at most, that are decoded at one temperature after the other to find the best."""
+SMALLEST = 1e-12
+"""Scores are kept this far from 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +123,44 @@ def calibrate(
     The out-of-scope threshold needs rows outside, or `false_alarms`, the share of rows inside that it may flag; with
     both, `false_alarms` decides.
     """
-    events = task.events(validation.logits, validation.features)
-    temperature = 1.0 if events is None else maths.fit_temperature(*events)
+    temperature = _temperature(task, validation)
     quantiles: dict[float, float] = {}
     if isinstance(task, WithSets):
         found = task.decode(validation.logits, validation.features, temperature)
         strange = [task.strangeness(a, row) for a, row in zip(found, validation.rows, strict=True)]
         quantiles = conformal.quantiles(strange)
     return Calibration(temperature, len(validation.rows), quantiles, _scope(validation, scope_label, false_alarms))
+
+
+def _temperature(task: Task, validation: Labelled) -> float:
+    events = task.events(validation.logits, validation.features)
+    if events is not None:
+        return maths.fit_temperature(*events)
+    if not task.has_score:
+        return 1.0
+    step = -(-len(validation.rows) // ROWS)
+    part = Labelled(validation.logits[::step], validation.features[::step], validation.rows[::step])
+    return maths.fit(lambda t: len(part.rows) * maths.log_loss(*by_score(task, part, t)), precision=1e-3)
+
+
+def stated(task: Task, given: Labelled, temperature: float) -> Events | None:
+    """What the answers state at a temperature, as logits, and what is true: see `evaluation.calibration`.
+
+    Where a task has no `events` but a score, scores are judged by whether the answers are right. None: the task states
+    no probabilities.
+    """
+    events = task.events(given.logits, given.features)
+    if events is not None:
+        return events[0] / temperature, events[1]
+    return by_score(task, given, temperature) if task.has_score else None
+
+
+def by_score(task: Task, given: Labelled, temperature: float) -> Events:
+    """The scores of answers as logits [N,1], and whether the answers are right [N,1]."""
+    found = task.decode(given.logits, given.features, temperature)
+    score = np.clip([[a["score"]] for a in found], SMALLEST, 1 - SMALLEST)
+    right = [[task.is_right(a, row)] for a, row in zip(found, given.rows, strict=True)]
+    return np.log(score) - np.log1p(-score), np.array(right, dtype=float)
 
 
 def check_scope(task: Task, false_alarms: float | None) -> None:
@@ -191,12 +226,12 @@ def judge(task: Task, calibration: Calibration, given: Labelled, abstain_at: flo
     found = task.decode(given.logits, given.features, calibration.temperature)
     trust: Scores = {}
     before = after = curve = None
-    if (events := task.events(given.logits, given.features)) is not None:
-        trust |= maths.scores(*events, calibration.temperature)
-        trust |= {f"{name}_before": value for name, value in maths.scores(*events, 1.0).items()}
+    raw, calibrated = stated(task, given, 1.0), stated(task, given, calibration.temperature)
+    if raw is not None and calibrated is not None:
+        trust |= maths.scores(*calibrated)
+        trust |= {f"{name}_before": value for name, value in maths.scores(*raw).items()}
         before, after = (
-            maths.reliability(*maths.judged(maths.probabilities(*events, t), events[1]))
-            for t in (1.0, calibration.temperature)
+            maths.reliability(*maths.judged(maths.probabilities(*events), events[1])) for events in (raw, calibrated)
         )
     if task.has_score:
         right = [task.is_right(a, row) for a, row in zip(found, given.rows, strict=True)]

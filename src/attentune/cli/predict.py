@@ -196,7 +196,7 @@ def _summary(answer: dict[str, Any]) -> str:
     if answer.get("out_of_scope"):
         told = f"out of scope: {told}"
     if "prediction_set" in answer:
-        return f"{told} {{{', '.join(answer['prediction_set'])}}}"
+        return f"{told} {{{', '.join(map(str, answer['prediction_set']))}}}"
     if "interval" in answer:
         return "{} [{:.4g}, {:.4g}]".format(told, *answer["interval"])
     return told

@@ -11,6 +11,7 @@ Sources: Naeini, Cooper, Hauskrecht 2015 (expected calibration error); Guo, Plei
 Nixon et al. 2019 (bins of equal mass); Brier 1950; DeGroot and Fienberg 1983 (reliability).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,20 +108,28 @@ def log_loss(logits: NDArray[np.floating], targets: NDArray[np.generic], tempera
 def fit_temperature(logits: NDArray[np.floating], targets: NDArray[np.generic]) -> float:
     """The T that makes softmax(z / T), or sigmoid(z / T), fit the targets best: T > 1 where the model says too much.
 
-    Minimises N times the log loss (Guo et al. 2017, section 4.2) plus (log T)^2 / 2, which weighs less than one row
-    and which no N of use notices. So the log loss is never above that of T = 1, and classes keep their order.
+    Minimises the log loss (Guo et al. 2017, section 4.2), as `fit` does; classes keep their order.
     """
     _check(logits, targets)
+    return fit(lambda temperature: len(logits) * log_loss(logits, targets, temperature))
+
+
+def fit(loss: Callable[[float], float], precision: float = 1e-6) -> float:
+    """The T that minimises loss(T), the sum of N log losses, plus (log T)^2 / 2.
+
+    The second term weighs less than one row, and no N of use notices it. The log loss is never above that of T = 1.
+    `precision` is that of log T.
+    """
 
     def cost(log_t: float) -> float:
-        return len(logits) * log_loss(logits, targets, float(np.exp(log_t))) + (log_t / SPREAD) ** 2 / 2
+        return loss(float(np.exp(log_t))) + (log_t / SPREAD) ** 2 / 2
 
     low, high = np.log(RANGE)
-    found = minimize_scalar(cost, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(cost, bounds=(low, high), method="bounded", options={"xatol": precision})
     return float(np.exp(found.x)) if found.fun < cost(0.0) else 1.0
 
 
-def scores(logits: NDArray[np.floating], targets: NDArray[np.generic], temperature: float) -> dict[str, float]:
+def scores(logits: NDArray[np.floating], targets: NDArray[np.generic], temperature: float = 1.0) -> dict[str, float]:
     """All numbers at a temperature: `ece`, `ece_mass` (bins of equal mass), `brier`, `nll`. Less is better."""
     _check(logits, targets)
     p = probabilities(logits, targets, temperature)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attentune.errors import DataError, UnsupportedError
 from attentune.evaluation import metrics
-from attentune.evaluation.answers import best_threshold, word_f1
+from attentune.evaluation.answers import best_threshold, exact_match, word_f1
 from attentune.evaluation.metrics import Scores
 from attentune.tasks.sources import Row
 from attentune.tasks.task import IGNORED, Answer, Features, Inputs, Logits, Task, padded
@@ -78,6 +78,7 @@ class QuestionAnswering(Task):
     kind: ClassVar[str] = "question_answering"
     head: ClassVar[Literal["sequence", "token"]] = "token"
     several: ClassVar[bool] = True
+    has_score: ClassVar[bool] = True
     labels: tuple[str, ...] = ()
     pair: bool = True
     stride: int = 64
@@ -242,6 +243,10 @@ class QuestionAnswering(Task):
             [word_f1("", references(row)) for _, _, row in found],
         )
         return replace(self, threshold=threshold)
+
+    def is_right(self, answer: Answer, row: Row) -> bool:
+        """Whether it is one of the references, to the letter once both are made plain."""
+        return exact_match(answer["answer"], references(row)) == 1.0
 
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
         """F1 and exact match with the best of the references; apart for rows with and without, if there are both."""

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from attentune.evaluation import metrics
+from attentune.evaluation import conformal, metrics
 from attentune.evaluation.metrics import Scores
 from attentune.evaluation.probabilities import softmax
 from attentune.tasks.sources import Row
-from attentune.tasks.task import Answer, Features, Inputs, Logits, Task, were_cut
+from attentune.tasks.task import Answer, Events, Features, Inputs, Logits, Task, WithSets, were_cut
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,15 @@ class Question(Features):
 
 
 @dataclass(frozen=True)
-class MultipleChoice(Task):
-    """One of the row's own choices. Answers: `choice`, its `index` and `score`, `probabilities` in their order."""
+class MultipleChoice(Task, WithSets):
+    """One of the row's own choices. Answers: `choice`, its `index` and `score`, `probabilities` in their order.
+
+    A `prediction_set` holds the numbers of choices.
+    """
 
     kind: ClassVar[str] = "multiple_choice"
     several: ClassVar[bool] = True
+    has_score: ClassVar[bool] = True
     pair: bool = False
     """Whether a row has two texts: what is told, and what is asked of it."""
     labels: tuple[str, ...] = ()
@@ -88,6 +93,37 @@ class MultipleChoice(Task):
             "probabilities": [float(value) for value in p],
             "truncated": features.truncated,
         }
+
+    def events(self, logits: Sequence[Logits], features: Sequence[Features]) -> Events | None:
+        """Logits [N,C] with the right choices [N] of N rows; rows with fewer choices end in -inf."""
+        if not len(logits):
+            return None
+        stacked = np.full((len(logits), max(map(len, logits))), -np.inf)
+        for row, z in zip(stacked, logits, strict=True):
+            row[: len(z)] = z[:, 0]
+        return stacked, np.array([f.target for f in features])
+
+    def is_right(self, answer: Answer, row: Row) -> bool:
+        """Whether it is the row's choice."""
+        return answer["index"] == row["label"]
+
+    def strangeness(self, answer: Answer, row: Row) -> float:
+        """1 - p of the right choice (Sadinle, Lei, Wasserman 2019)."""
+        return 1.0 - answer["probabilities"][row["label"]]
+
+    def with_set(self, answer: Answer, quantile: float) -> Answer:
+        """With `prediction_set`, numbers of choices, the most probable first."""
+        p = answer["probabilities"]
+        inside = [i for i in range(len(p)) if i == answer["index"] or conformal.is_inside(1.0 - p[i], quantile)]
+        return {**answer, "prediction_set": sorted(inside, key=lambda i: -p[i])}
+
+    def covers(self, answer: Answer, row: Row) -> bool:
+        """Whether the set holds the right choice."""
+        return row["label"] in answer["prediction_set"]
+
+    def set_size(self, answer: Answer) -> float:
+        """The number of choices in the set."""
+        return float(len(answer["prediction_set"]))
 
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
         """Accuracy."""
