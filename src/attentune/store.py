@@ -254,6 +254,8 @@ def _trust(calibration: Calibration, measured: Mapping[str, Mapping[str, float]]
     if not (calibration.rows and measured):
         return "It was not calibrated."
     split, found = list(measured.items())[-1]
+    if not found:
+        return "Its answers state no probabilities."
     where = "the test rows" if split == "test" else "the same rows, for want of test rows (it looks better than it is)"
     lines = [f"Fitted on {calibration.rows} validation rows, saved in `task.json`, measured on {where}:", ""]
     if "ece" in found:
