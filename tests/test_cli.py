@@ -118,6 +118,34 @@ def test_predict_pairs(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "a pair is two texts, found 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["question_answering", "multiple_choice"])
+def test_questions_from_training_to_answers(
+    kind: str, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", rows_of(kind))
+    named = ("--task", {"question_answering": "qa"}.get(kind, kind), "--set", "stride=6", *SETTINGS)
+    assert run("train", rows, "-o", tmp_path / "a", "--backbone", tiny_bert, *named) == 0
+    shown = capsys.readouterr()
+    assert "columns: question + " in shown.err
+    assert re.search(r"validation +baseline\n", shown.out)
+    assert run("evaluate", tmp_path / "a", rows, "--json") == 0
+    assert json.loads(capsys.readouterr().out).keys() & {"f1", "accuracy"}
+    assert run("predict", tmp_path / "a", "--file", rows, "--json") == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(answers) == len(rows_of(kind))
+    asked = {"question_answering": ["what ?", "good rain ."], "multiple_choice": ["what ?", "bad", "good", "sun"]}[kind]
+    assert run("predict", tmp_path / "a", *asked, "--json") == 0
+    out = capsys.readouterr().out
+    assert {"answer", "choice"} & json.loads(out).keys()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\t".join(asked) + "\n"))
+    assert run("predict", tmp_path / "a", "--json") == 0
+    assert capsys.readouterr().out == out
+    assert run("predict", tmp_path / "a", *asked) == 0
+    assert re.search(r"\(0\.\d{3}\)|\(1\.000\)", capsys.readouterr().out)
+    assert run("predict", tmp_path / "a", "what ?") == 2
+    assert capsys.readouterr().err.startswith("attentune: ")
+
+
 def test_predict_with_several_adapters(tone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = ("--task", f"tone={tone}", "--task", f"again={tone}")
     assert run("predict", *both, "good film", "--json") == 0
