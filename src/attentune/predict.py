@@ -128,7 +128,7 @@ class Predictor:
         for task in dict.fromkeys(tasks):
             at = [i for i, name in enumerate(tasks) if name == task]
             card = self.card(task)
-            rows = [as_row(inputs[i], card.task, card.columns, card.name, f"input {i + 1}") for i in at]
+            rows = [as_row(inputs[i], card, f"input {i + 1}") for i in at]
             for i, features in zip(at, card.task.encode(self.tokenizer, rows, card.max_length), strict=True):
                 jobs[i] = Job(features, task)
         return cast("list[Job]", jobs)

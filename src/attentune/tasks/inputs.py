@@ -1,7 +1,7 @@
 """What a user asks, in any of the allowed forms -> a checked row of the task, without a label."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from attentune.errors import DataError
 from attentune.tasks.columns import Columns
@@ -19,11 +19,28 @@ def unlabelled(row: Row) -> Row:
     return {key: value for key, value in row.items() if key not in ("label", "tags", "answers")}
 
 
-def as_row(item: Any, task: Task, columns: Columns, name: str, where: str) -> Row:
-    """An input of any allowed form -> a row of the task, or a DataError that says which form is wanted.
+class Card(Protocol):
+    """What of a task card is needed."""
 
-    `columns` are those of training, `name` is that of the task.
-    """
+    @property
+    def name(self) -> str:
+        """Of the task."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """Its kind."""
+        ...
+
+    @property
+    def columns(self) -> Columns:
+        """Those of training."""
+        ...
+
+
+def as_row(item: Any, card: Card, where: str) -> Row:
+    """An input of any allowed form -> a row of the task, or a DataError that says which form is wanted."""
+    task, columns, name = card.task, card.columns, card.name
     if task.kind in ("question_answering", "multiple_choice"):
         return _asked(item, task, columns, name, where)
     if isinstance(item, Mapping):
