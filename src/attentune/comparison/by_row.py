@@ -18,7 +18,7 @@ def by_row(task: Task, answers: Sequence[Answer], rows: Sequence[Row]) -> Statis
         return "correlation", [[float(a["value"]), float(row["label"])] for a, row in pairs]
     if task.main_metric == "micro_f1":
         return "f1", [_counts(set(a["labels"]), set(row["label"])) for a, row in pairs]
-    if task.main_metric == "f1" and task.head == "token":
+    if task.kind == "tagging":
         if is_bio([tag for row in rows for tag in row["tags"]]):
             return "f1", [_counts(set(spans_of(a["tags"])), set(spans_of(row["tags"]))) for a, row in pairs]
         return "f1", [[n for tag in task.labels for n in _tag(tag, a["tags"], row["tags"])] for a, row in pairs]

@@ -79,7 +79,8 @@ def _succeed(run: Run) -> Record:
     if run.rate is not None:
         changes["training.learning_rate"] = run.rate
     with TemporaryDirectory(prefix="attentune-run-") as folder:
-        return _Fit(run, data, task_of(chosen.data), recipe.override(changes)).record(Path(folder))
+        task = task_of(chosen.data, recipe.task.stride, recipe.task.answer_length)
+        return _Fit(run, data, task, recipe.override(changes)).record(Path(folder))
 
 
 @dataclass
