@@ -141,7 +141,7 @@ class Engine:
     def _features(self, entry: Entry, inputs: Sequence[Input]) -> Sequence[Features | AttentuneError]:
         card = entry.card
         try:
-            rows = [as_row(item, card.task, card.columns, card.name, "the input") for item in inputs]
+            rows = [as_row(item, card, "the input") for item in inputs]
             with self._encoding:
                 return card.task.encode(self.tokenizer, rows, card.max_length)
         except AttentuneError as error:
