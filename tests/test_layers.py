@@ -27,6 +27,7 @@ LAYERS = {
     "attentune.predict": 6,
     "attentune.writing": 5,
     "attentune.store": 5,
+    "attentune.adopt": 6,
     "attentune.serving": 7,
     "attentune.training": 7,
     "attentune.comparison": 8,

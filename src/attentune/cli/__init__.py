@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from attentune.cli import compare, inspect, lengthen, merge, predict, serve, sources, train
+from attentune.cli import adopt, compare, inspect, lengthen, merge, predict, serve, sources, train
 from attentune.errors import AttentuneError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("compare")(compare.compare_command)
 app.command("methods")(inspect.methods_command)
 app.command("anatomy")(inspect.anatomy_command)
 app.command("merge")(merge.merge_command)
+app.command("adopt")(adopt.adopt_command)
 app.command("lengthen")(lengthen.lengthen_command)
 app.add_typer(sources.app, name="sources", help="A library of source prompts, and what adapters make of them.")
 

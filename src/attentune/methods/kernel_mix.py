@@ -6,7 +6,8 @@ Self-attention is a kernel estimator, so every head h gets its own low-rank chan
     V_h += B_h A_h z + b_h       + [S2 S1 x]_h          z = K_h (base K: A_h [r_v,d]) or x (base X: A_h [r_v,D])
     O   += sum_h B_h A_h o_h + b + S2 S1 concat(o)      o_h: what head h gives, before the output projection
 
-Keys stay as they are. All of it is linear in what the frozen maps read, so it merges exactly: base K adds B A W_K,h to
+In the paper keys stay as they are; `parts` with a k gives them the shared part alone, for what is adopted from LoRA,
+whose maths that is. All of it is linear in what the frozen maps read, so it merges exactly: base K adds B A W_K,h to
 W_V,h. `parts` chooses among q, v and o: "qvo", or the budget-matched "qv".
 
 Where the authors' code differs: its cache keeps un-updated values (several units in the logits of a cached step); here
@@ -32,10 +33,12 @@ from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
 class KernelMixConfig(MethodConfig):
     """Kernel-mix: low-rank changes head by head."""
 
-    parts: str = field(default="qvo", metadata={"help": "which of q, v, o change: any of these letters"})
+    parts: str = field(
+        default="qvo", metadata={"help": "which of q, k, v, o change: any of these letters (k: not in the paper)"}
+    )
     q_rank: int = field(default=1, metadata={"help": "rank a head for q; 0: none"})
     v_rank: int = field(default=2, metadata={"help": "rank a head for v and o; 0: none"})
-    q_shared_rank: int = field(default=2, metadata={"help": "shared rank for q; 0: none"})
+    q_shared_rank: int = field(default=2, metadata={"help": "shared rank for q and k; 0: none"})
     v_shared_rank: int = field(default=4, metadata={"help": "shared rank for v and o; 0: none"})
     v_base: str = field(
         default="K", metadata={"help": "what the change of v reads: K the head's keys, X the block's input"}
@@ -48,8 +51,8 @@ class KernelMixConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.parts or set(self.parts) - set("qvo"):
-            raise ConfigError(f"parts is made of the letters q, v and o, not {self.parts!r}")
+        if not self.parts or set(self.parts) - set("qkvo"):
+            raise ConfigError(f"parts is made of the letters q, k, v and o, not {self.parts!r}")
         if self.v_base not in ("K", "X"):
             raise ConfigError(f"v_base is K or X, not {self.v_base!r}")
         ranks = (self.q_rank, self.v_rank, self.q_shared_rank, self.v_shared_rank)
@@ -110,6 +113,11 @@ def edit_query(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Fra
     return y + head + _bias(p) + _shared(cfg, p, x)
 
 
+def edit_key(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
+    """X [B,T,D], y [B,T,H*d]"""
+    return y + _shared(cfg, p, _dropped(cfg, frame, x))
+
+
 def edit_value(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,D], y [B,T,H*d]"""
     head: Tensor | float = 0.0
@@ -151,8 +159,11 @@ def merge(
 
 def init(cfg: KernelMixConfig, site: Site, dims: Dims) -> dict[str, Tensor]:
     """{"head_a": [H,r,in], "head_b": [H,out,r], "head_bias": [H,d] or [D], "shared_a": [s,in], "shared_b": [out,s]}"""
-    h = dims.kv_heads if site == Site.VALUE else dims.heads
-    rank, shared = (cfg.q_rank, cfg.q_shared_rank) if site == Site.QUERY else (cfg.v_rank, cfg.v_shared_rank)
+    h = dims.kv_heads if site in (Site.KEY, Site.VALUE) else dims.heads
+    rank, shared = (
+        (cfg.v_rank, cfg.v_shared_rank) if site in (Site.VALUE, Site.OUTPUT) else (cfg.q_rank, cfg.q_shared_rank)
+    )
+    rank = 0 if site == Site.KEY else rank
     narrow = site == Site.OUTPUT or (site == Site.VALUE and cfg.v_base == "K")
     width_in = dims.heads * dims.head if site == Site.OUTPUT else dims.hidden
     width_out = dims.hidden if site == Site.OUTPUT else h * dims.head
@@ -160,7 +171,7 @@ def init(cfg: KernelMixConfig, site: Site, dims: Dims) -> dict[str, Tensor]:
     if rank:
         p["head_a"] = torch.empty(h, rank, dims.head if narrow else dims.hidden)
         p["head_b"] = torch.empty(h, dims.hidden if site == Site.OUTPUT else dims.head, rank)
-    if cfg.biases:
+    if cfg.biases and site != Site.KEY:
         p["head_bias"] = torch.empty(dims.hidden) if site == Site.OUTPUT else torch.empty(h, dims.head)
     if shared:
         p["shared_a"], p["shared_b"] = torch.empty(shared, width_in), torch.empty(width_out, shared)
@@ -174,12 +185,12 @@ def init(cfg: KernelMixConfig, site: Site, dims: Dims) -> dict[str, Tensor]:
     return p
 
 
-_SITES = {"q": Site.QUERY, "v": Site.VALUE, "o": Site.OUTPUT}
+_SITES = {"q": Site.QUERY, "k": Site.KEY, "v": Site.VALUE, "o": Site.OUTPUT}
 
 
 def sites(cfg: KernelMixConfig) -> Collection[Site]:
     """The parts that change."""
-    return [_SITES[letter] for letter in "qvo" if letter in cfg.parts]
+    return [_SITES[letter] for letter in "qkvo" if letter in cfg.parts]
 
 
 def taps(cfg: KernelMixConfig) -> Collection[Site]:
@@ -190,7 +201,7 @@ def taps(cfg: KernelMixConfig) -> Collection[Site]:
 METHOD = Method(
     "kernel_mix",
     KernelMixConfig,
-    {Site.QUERY: edit_query, Site.VALUE: edit_value, Site.OUTPUT: edit_output},
+    {Site.QUERY: edit_query, Site.KEY: edit_key, Site.VALUE: edit_value, Site.OUTPUT: edit_output},
     init,
     sites=sites,
     taps=taps,

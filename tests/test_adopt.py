@@ -1,0 +1,116 @@
+"""LoRA adapters of peft, adopted: the same answers, beside adapters of other methods, or one clear refusal."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from laws.zoo import batch_of, model_of
+from peft import IA3Config, LoraConfig, get_peft_model
+from serving.kit import adapter
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    LlamaForSequenceClassification,
+)
+
+from attentune.adopt import adopt
+from attentune.backbones import load_backbone
+from attentune.errors import AttentuneError, ConfigError, UnsupportedError
+from attentune.serving import Bank
+
+LABELS = ["one", "two", "three"]
+
+
+def lora(model: Any, folder: Path, **options: Any) -> Any:
+    """A saved LoRA with every matrix random, on a model with a random head."""
+    torch.manual_seed(1)
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 6, **options}
+    peft: Any = get_peft_model(model, LoraConfig(**settings)).eval()
+    for name, p in peft.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(p, std=0.2)
+    peft.save_pretrained(str(folder))
+    return peft
+
+
+def saved(kind: str, folder: Path, auto: Any, labels: int = 3) -> Any:
+    """A model with a task head whose backbone lies in `folder`."""
+    base = model_of(kind)
+    base.base_model.save_pretrained(folder)
+    torch.manual_seed(2)
+    return auto.from_pretrained(folder, num_labels=labels).eval()
+
+
+CASES = {
+    "bert": (AutoModelForSequenceClassification, ["query", "key", "value", "attention.output.dense"], "SEQ_CLS", {}),
+    "bert tags": (AutoModelForTokenClassification, ["query", "value"], "TOKEN_CLS", {"use_rslora": True}),
+    "llama": (LlamaForSequenceClassification, ["q_proj", "v_proj"], "SEQ_CLS", {"alpha_pattern": {"q_proj": 3}}),
+    "bert ranks": (AutoModelForSequenceClassification, ["query", "value"], "SEQ_CLS", {"rank_pattern": {"query": 2}}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_adopted_answers_are_those_of_peft(case: str, tmp_path: Path) -> None:
+    auto, targets, task, options = CASES[case]
+    kind = case.split()[0]
+    model = saved(kind, tmp_path / "base", auto)
+    peft = lora(model, tmp_path / "lora", target_modules=targets, task_type=task, **options)
+    inputs = {k: v for k, v in batch_of(kind, (9, 12, 7)).items() if not k.startswith("decoder")}
+    with torch.inference_mode():
+        wanted = peft(**inputs).logits
+    folder = adopt(
+        tmp_path / "lora",
+        tmp_path / "ours",
+        LABELS,
+        str(tmp_path / "base"),
+        "tagging" if "tags" in case else "classification",
+    )
+    bank = Bank(str(tmp_path / "base"))
+    bank.add("adopted", folder)
+    found = bank(adapter_names=["adopted"] * 3, **inputs).logits
+    assert found is not None
+    keep = inputs["attention_mask"].bool() if "tags" in case else ...
+    torch.testing.assert_close(found[keep], wanted[keep], atol=1e-5, rtol=1e-5)
+
+
+def test_adopted_ones_share_batches_with_other_methods(tmp_path: Path) -> None:
+    model = saved("bert", tmp_path / "base", AutoModelForSequenceClassification)
+    lora(model, tmp_path / "lora", target_modules=["query", "value"], task_type="SEQ_CLS")
+    bank = Bank(str(tmp_path / "base"))
+    bank.add("adopted", adopt(tmp_path / "lora", tmp_path / "ours", LABELS, str(tmp_path / "base")))
+    bank.add("ours", adapter(load_backbone(str(tmp_path / "base")), tmp_path / "pasta", "pasta"))
+    inputs = batch_of("bert", (9, 12))
+    mixed = bank(adapter_names=["adopted", "ours"], **inputs).logits
+    alone = bank(adapter_names=["adopted", "adopted"], **inputs).logits
+    assert mixed is not None
+    assert alone is not None
+    torch.testing.assert_close(mixed[0], alone[0], atol=1e-5, rtol=1e-5)
+    assert not mixed[1].allclose(alone[1])
+
+
+def test_what_cannot_be_adopted_is_refused(tmp_path: Path) -> None:
+    base = str(tmp_path / "base")
+    seq: dict[str, Any] = {"target_modules": ["query"], "task_type": "SEQ_CLS"}
+
+    def refused(error: type[AttentuneError], match: str, labels: list[str] = LABELS, **options: Any) -> None:
+        model = saved("bert", tmp_path / "base", AutoModelForSequenceClassification)
+        lora(model, tmp_path / "lora", **{**seq, **options})
+        with pytest.raises(error, match=match):
+            adopt(tmp_path / "lora", tmp_path / "ours", labels, base)
+        assert not (tmp_path / "ours").exists()
+
+    refused(UnsupportedError, "LoRA on .*intermediate.dense", target_modules=["intermediate.dense"])
+    refused(UnsupportedError, "use_dora", use_dora=True)
+    refused(UnsupportedError, "bias='all'", bias="all")
+    refused(UnsupportedError, "one linear layer", task_type="FEATURE_EXTRACTION")
+    refused(ConfigError, "3 outputs and 2 labels", labels=["a", "b"])
+    model = saved("bert", tmp_path / "base", AutoModelForSequenceClassification)
+    other: Any = get_peft_model(model, IA3Config(target_modules=["key"], feedforward_modules=[], task_type="SEQ_CLS"))
+    other.save_pretrained(tmp_path / "ia3")
+    with pytest.raises(UnsupportedError, match="IA3"):
+        adopt(tmp_path / "ia3", tmp_path / "ours", LABELS, base)
+    roberta = saved("roberta", tmp_path / "roberta", AutoModelForSequenceClassification)
+    lora(roberta, tmp_path / "two", **seq)
+    with pytest.raises(UnsupportedError, match="one linear layer"):
+        adopt(tmp_path / "two", tmp_path / "ours", LABELS, str(tmp_path / "roberta"))
