@@ -19,7 +19,7 @@ from attentune.errors import ConfigError, DataError
 from attentune.evaluation.seeds import over_seeds, summary
 from attentune.tasks import load_data
 from attentune.tasks.draw import draw, few
-from attentune.training.loop import digest
+from attentune.training.checkpoints import digest
 from attentune.training.recipe import read_recipe
 from attentune.training.seeds import train_seeds
 from attentune.training.train import choose

@@ -18,6 +18,7 @@ import attentune
 from attentune.backbones import fingerprint, load_backbone
 from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.predict import load_many, predict_many
+from attentune.serving.bank import Bank
 from attentune.tasks.generate import Generation
 from attentune.tasks.task import IGNORED, collate
 
@@ -262,3 +263,12 @@ def test_a_baseline_is_the_nearest_row() -> None:
 def test_the_folder_moves(adapters: dict[str, dict[str, Path]], tmp_path: Path) -> None:
     other = shutil.copytree(adapters["bart"]["prefix"], tmp_path / "other")
     assert attentune.load(other).predict(INPUTS) == attentune.load(adapters["bart"]["prefix"]).predict(INPUTS)
+
+
+def test_where_texts_are_not_written(adapters: dict[str, dict[str, Path]], writers: dict[str, Path]) -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"adapter 'a' writes texts, which the bank does not serve; attentune\.predict_many"
+    ):
+        Bank(str(writers["t5"])).add("a", adapters["t5"]["mix"])
+    with pytest.raises(ConfigError, match="abstain"):
+        attentune.load(adapters["t5"]["mix"]).predict(INPUTS, abstain_at=0.5)

@@ -18,6 +18,7 @@ LAYERS = {
     "attentune.methods": 2,
     "attentune.sites": 2,
     "attentune.tasks": 2,
+    "attentune.batches": 3,
     "attentune.vocabulary": 3,
     "attentune.confidence": 3,
     "attentune.heads": 3,

@@ -13,8 +13,9 @@ from test_train import QUICK, rows_of
 from transformers import AutoModel, AutoTokenizer
 
 import attentune
+from attentune.batches import in_batches, logits_by_row, logits_by_sequence
 from attentune.errors import ConfigError, DataError, StoreError
-from attentune.predict import in_batches, load_many, logits_by_row, logits_by_sequence, predict_many
+from attentune.predict import load_many, predict_many
 from attentune.tasks import Classification, Features, Tagging
 from attentune.training.train import train
 

@@ -5,11 +5,11 @@ functions serve validation while training (`logits_by_row`), one loaded adapter 
 `predict_many`). Batches are sorted by length, answers come back in the order of the inputs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attentune import store
 from attentune.backbones import fingerprint, load_backbone, load_tokenizer, same_backbone
+from attentune.batches import in_batches, joined, logits_by_sequence
 from attentune.confidence import Judgement, Labelled, answers, check_wishes, judge
 from attentune.errors import ConfigError, DataError, StoreError, UnsupportedError
 from attentune.evaluation.metrics import Scores
@@ -35,9 +36,6 @@ from attentune.tasks.verbalise import Cloze
 from attentune.tuner import memo
 from attentune.vocabulary import vocabulary_head
 from attentune.writing import write
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -361,20 +359,6 @@ def _vocabulary(stored: Mapping[str, Stored], backbone: str | None, base: PreTra
     return found
 
 
-def in_batches(
-    items: Sequence[Item], length: Callable[[Item], int], run: Callable[[Sequence[Item]], list[Result]], size: int
-) -> list[Result]:
-    """Run over batches of items of like length (longest first); results in the order of the items."""
-    if size < 1:
-        raise ConfigError(f"a batch has at least one row, found batch_size={size}")
-    order = sorted(range(len(items)), key=lambda i: -length(items[i]))
-    results: dict[int, Result] = {}
-    for start in range(0, len(order), size):
-        at = order[start : start + size]
-        results.update(zip(at, run([items[i] for i in at]), strict=True))
-    return [results[i] for i in range(len(items))]
-
-
 def prompt_weights(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -404,34 +388,6 @@ def prompt_weights(
     pieces = [sequence for row in features for sequence in row.sequences]
     weights = iter(in_batches(pieces, lambda sequence: len(sequence["input_ids"]), run, batch_size))
     return [np.mean(list(islice(weights, len(row.sequences))), axis=0) for row in features]
-
-
-def logits_by_sequence(logits: Logits, sequences: Sequence[Inputs], tasks: Sequence[Task]) -> list[Logits]:
-    """Logits of a mixed batch, [S,C] or [S,T,C], padded -> each sequence's own: [C], or [T,C] for a task on tokens.
-
-    In a batch that has both, a sequence for the whole text stands at position 0.
-    """
-    found: list[Logits] = []
-    for z, sequence, task in zip(logits, sequences, tasks, strict=True):
-        if task.head == "token":
-            found.append(z[: len(sequence["input_ids"]), : task.num_outputs])
-        else:
-            found.append((z[0] if z.ndim == 2 else z)[: task.num_outputs])
-    return found
-
-
-def joined(logits: Sequence[Any], task: Task) -> Any:
-    """Logits of a row's sequences -> the row's, laid out as `pack` does; the text that was written as it is."""
-    if not task.several:
-        return logits[0]
-    return np.concatenate(logits) if task.head == "token" else np.stack(logits)
-
-
-def logits_by_row(logits: Logits, features: Sequence[Features], task: Task) -> list[Logits]:
-    """Logits of rows of one task, [B,C] or [B,L,C], padded -> each row's own: [C] or [L,C]."""
-    if task.head == "token":
-        return [z[: len(f)] for z, f in zip(logits, features, strict=True)]
-    return [z[: len(f.sequences)] if task.several else z for z, f in zip(logits, features, strict=True)]
 
 
 def _check_inputs(inputs: Any) -> None:

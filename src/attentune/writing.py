@@ -13,7 +13,10 @@ from attentune.tasks.generate import Generation
 class Writes(Protocol):
     """A LanguageModel, or a PeftModel on a model with a language head."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        ...
 
     def generate(self, **options: Any) -> Tensor:
         """input_ids [B,T] -> tokens [B,T']."""

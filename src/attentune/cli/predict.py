@@ -66,7 +66,7 @@ def predict_command(
         raise ConfigError("no adapter given; wanted a folder, or --task name=folder")
     alone = None if task else given.pop(0)
     folders = {alone: alone} if alone is not None else named(task or [], "--task wants NAME=DIR")
-    predictor = load_many(folders, backbone, **_decoding(num_beams, max_new_tokens))
+    predictor = load_many(folders, backbone, None, **_decoding(num_beams, max_new_tokens))
     inputs = _inputs(given, file, form_of([card.task for card in predictor.cards.values()]))
     names = [alone] * len(inputs) if alone is not None else None
     if alone is None and all(isinstance(row, dict) and "task" in row for row in inputs):
@@ -101,7 +101,7 @@ def evaluate_command(
     """
     from attentune.predict import load
 
-    adapter = load(folder, backbone, **_decoding(num_beams, max_new_tokens))
+    adapter = load(folder, backbone, None, **_decoding(num_beams, max_new_tokens))
     found = adapter.judge(data, split, batch_size, abstain_at=abstain_at)
     if report is not None:
         trust.write(report, adapter, found)

@@ -83,6 +83,8 @@ def plan(sets: Sequence[Set], methods: Sequence[str], conditions: Conditions, ra
 
 def _cell(chosen: Set, name: str, conditions: Conditions, rates: int, seeds: int) -> Cell:
     known = contender(name)
+    if chosen.data.kind == "generation":
+        raise ConfigError(f"{chosen.name} is generation, which has no contenders here; the other kinds of task have")
     recipe = recipe_for(name, chosen.data.kind, chosen.data.pair, conditions)
     grid = known.rates(recipe, rates)
     first = Run(

@@ -210,6 +210,10 @@ class Bank:
                 f"adapter {name!r} was trained on {card.backbone.id} with fingerprint {card.backbone.fingerprint}; "
                 f"the bank's backbone has {self.fingerprint}"
             )
+        if card.task.head == "language":
+            raise UnsupportedError(
+                f"adapter {name!r} writes texts, which the bank does not serve; attentune.predict_many does"
+            )
         if card.method not in METHODS:
             raise StoreError(f"adapter {name!r} uses method {card.method!r}; known are {', '.join(METHODS)}")
 

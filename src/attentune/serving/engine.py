@@ -14,9 +14,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from attentune.backbones import load_tokenizer
+from attentune.batches import joined, logits_by_sequence
 from attentune.confidence import answers, check_wishes
 from attentune.errors import AttentuneError
-from attentune.predict import joined, logits_by_sequence
 from attentune.serving.bank import Bank, Entry
 from attentune.serving.batcher import Batcher, Piece
 from attentune.tasks import Answer, Features

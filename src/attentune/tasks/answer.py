@@ -10,7 +10,7 @@ stands for "there is none".
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from attentune.evaluation import metrics
 from attentune.evaluation.answers import best_threshold, exact_match, word_f1
 from attentune.evaluation.metrics import Scores
 from attentune.tasks.sources import Row
-from attentune.tasks.task import IGNORED, Answer, Features, Inputs, Logits, Task, padded
+from attentune.tasks.task import IGNORED, Answer, Features, Head, Inputs, Logits, Task, padded
 
 Places = NDArray[np.int64]
 START, END = 1, 2
@@ -76,7 +76,7 @@ class QuestionAnswering(Task):
     """
 
     kind: ClassVar[str] = "question_answering"
-    head: ClassVar[Literal["sequence", "token"]] = "token"
+    head: ClassVar[Head] = "token"
     several: ClassVar[bool] = True
     has_score: ClassVar[bool] = True
     labels: tuple[str, ...] = ()

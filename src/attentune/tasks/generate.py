@@ -6,7 +6,7 @@ their rows are prompt and answer in one sequence, and the loss sees the answer a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.evaluation import metrics
 from attentune.evaluation.metrics import Scores
 from attentune.tasks.sources import Row
-from attentune.tasks.task import IGNORED, Answer, Features, Inputs, Task, padded
+from attentune.tasks.task import IGNORED, Answer, Features, Head, Inputs, Task, padded
 
 TEXT = "{text}"
 
@@ -27,7 +27,7 @@ class Generation(Task):
     """A text a row; a row of the data may have several references. Answers: `text`."""
 
     kind: ClassVar[str] = "generation"
-    head: ClassVar[Literal["sequence", "token", "language"]] = "language"
+    head: ClassVar[Head] = "language"
     labels: tuple[str, ...] = ()
     pair: bool = False
     decoder_only: bool = False

@@ -8,7 +8,7 @@ spaces, and a span can always be cut out of the text.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from attentune.evaluation import metrics
 from attentune.evaluation.metrics import Scores
 from attentune.evaluation.probabilities import softmax
 from attentune.tasks.sources import Row
-from attentune.tasks.task import IGNORED, Answer, Events, Features, Inputs, Logits, Task, Word, padded
+from attentune.tasks.task import IGNORED, Answer, Events, Features, Head, Inputs, Logits, Task, Word, padded
 
 WORD = re.compile(r"(?:[^\W\d_]\.){2,}|\w+(?:[-.,:'’&@/]\w+)*|\S")
 """A word of plain text: an abbreviation with dots, letters and digits with inner marks, or one other sign."""
@@ -37,7 +37,7 @@ class Tagging(Task):
     """
 
     kind: ClassVar[str] = "tagging"
-    head: ClassVar[Literal["sequence", "token"]] = "token"
+    head: ClassVar[Head] = "token"
     has_score: ClassVar[bool] = True
     labels: tuple[str, ...]
     pair: bool = False

@@ -27,6 +27,7 @@ Logits = NDArray[np.floating]
 Inputs = dict[str, list[int]]
 """One sequence for the model: its ids, mask and what else the tokenizer gives, T numbers each."""
 Events = tuple[Logits, NDArray[Any]]
+Head = Literal["sequence", "token", "language"]
 IGNORED = -100
 """The target of a position that has no label; the number that torch and transformers skip."""
 
@@ -58,7 +59,7 @@ class Task(ABC):
     """One kind of task with its labels; a frozen record, saved as a card."""
 
     kind: ClassVar[str]
-    head: ClassVar[Literal["sequence", "token", "language"]] = "sequence"
+    head: ClassVar[Head] = "sequence"
     """One answer a sequence, one a token, or what the backbone's own language head writes."""
     several: ClassVar[bool] = False
     """Whether a row may be several sequences: its logits are then packed, [L,C] with either head."""

@@ -1,9 +1,6 @@
 """The Trainer of a task: arguments, optimiser, loss, scores while training, and its checkpoints."""
 
-import hashlib
-import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -22,9 +19,8 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from attentune.errors import ConfigError
+from attentune.batches import in_batches, logits_by_row
 from attentune.evaluation.metrics import Scores
-from attentune.predict import in_batches, logits_by_row
 from attentune.tasks import Features, Task
 from attentune.tasks.generate import Generation
 from attentune.tasks.sources import Row
@@ -32,50 +28,6 @@ from attentune.tasks.task import Logits, collate, pack
 from attentune.training.recipe import TrainingOptions
 from attentune.training.trackers import RunLog, check_trackers
 from attentune.writing import Writes, write
-
-
-def digest(identity: Any) -> str:
-    """A hash by which a run knows that what it finds is its own."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-class Checkpoints:
-    """`<output>.training`: what a killed run leaves behind, and which run that was."""
-
-    def __init__(self, output: Path, identity: Any) -> None:
-        self.folder = output.with_name(f"{output.name}.training")
-        self.identity = digest(identity)
-
-    def start(self, writes: bool, resume: bool) -> str | None:
-        """The checkpoint to go on from, or None for a fresh start; only the process that `writes` touches the disk.
-
-        Raises:
-            ConfigError: the checkpoints belong to another recipe, backbone or task.
-        """
-        mark = self.folder / "run.json"
-        if resume and mark.is_file():
-            if json.loads(mark.read_text(encoding="utf-8")) != self.identity:
-                raise ConfigError(f"{self.folder} holds a run with other settings or data; start again without resume")
-            return self._last_whole()
-        if writes:
-            self.remove()
-            self.folder.mkdir(parents=True)
-            mark.write_text(json.dumps(self.identity), encoding="utf-8")
-        return None
-
-    def _last_whole(self) -> str | None:
-        """A kill while saving leaves a checkpoint without its state, which the Trainer writes last."""
-        found: dict[int, Path] = {}
-        for folder in self.folder.glob("checkpoint-*"):
-            try:
-                found[json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = folder
-            except (OSError, json.JSONDecodeError):
-                continue
-        return str(found[max(found)]) if found else None
-
-    def remove(self) -> None:
-        """The run is over, or a new one begins."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Examples(Dataset[Features]):
@@ -215,6 +167,7 @@ class TaskTrainer(Trainer):
         if self.write is not None and self.args.metric_for_best_model != "loss":
             features, rows = self.validation
             scores = self.task.score(self.task.decode(cast("Any", self.write(features)), features), rows)
+            assert output.metrics is not None
             output.metrics.update({f"eval_{name}": value for name, value in scores.items()})
         return output
 

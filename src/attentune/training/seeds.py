@@ -16,7 +16,7 @@ from attentune.errors import ConfigError
 from attentune.evaluation.seeds import summary
 from attentune.tasks import Data
 from attentune.tasks.sources import Source
-from attentune.training.loop import digest
+from attentune.training.checkpoints import digest
 from attentune.training.recipe import Recipe
 from attentune.training.train import Result, backbone_of, changes_of, choose, train
 

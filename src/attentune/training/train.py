@@ -34,7 +34,8 @@ from attentune.tasks.sources import Source
 from attentune.tasks.verbalise import Cloze, cloze_of
 from attentune.training import trackers
 from attentune.training.baseline import baseline
-from attentune.training.loop import Checkpoints, arguments, build_trainer, logits_of
+from attentune.training.checkpoints import Checkpoints
+from attentune.training.loop import arguments, build_trainer, logits_of
 from attentune.training.recipe import Recipe, TaskOptions, method_options, read_recipe, recipe_of, shipped_recipe
 from attentune.training.sources.mixture import mean_attention, name_sources, put_sources, take_sources
 from attentune.vocabulary import VocabularyHead, vocabulary_head
