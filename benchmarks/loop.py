@@ -11,7 +11,7 @@ from sets import Set
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
-from attentune.predict import in_batches, logits_by_row
+from attentune.batches import in_batches, logits_by_row
 from attentune.tasks import Features
 from attentune.tasks.sources import Row
 from attentune.tasks.task import Logits, collate

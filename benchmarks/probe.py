@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from attentune.batches import in_batches
 from attentune.heads import States
-from attentune.predict import in_batches
 from attentune.tasks import Features
 from attentune.tasks.sources import Row
 from attentune.tasks.task import IGNORED, Logits, pad_inputs

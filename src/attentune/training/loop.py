@@ -20,6 +20,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from attentune.batches import in_batches, logits_by_row
+from attentune.errors import ConfigError
 from attentune.evaluation.metrics import Scores
 from attentune.tasks import Features, Task
 from attentune.tasks.generate import Generation
