@@ -176,7 +176,7 @@ def against_peft(folder: Path, sizes: argparse.Namespace, results: dict[str, Any
     alone: Any = TaskModel(load_backbone("minilm", torch.float32)).eval()
     for i in range(count):
         alone.load_adapter(f"t{i}", folder / f"kernel_mix-{i}")
-    base = load_backbone("minilm", torch.float32)
+    base: Any = load_backbone("minilm", torch.float32)
     classifier = BertForSequenceClassification(base.config)
     classifier.config.num_labels = LABELS
     with warnings.catch_warnings():

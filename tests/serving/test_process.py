@@ -43,7 +43,7 @@ def server(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     _until(lambda: _get(f"http://{address}/ready") == {"status": "ready"})
     yield address, folder, process
     process.kill()
-    process.wait()
+    process.communicate()
 
 
 def _get(url: str) -> Any:

@@ -18,42 +18,16 @@ from transformers import PreTrainedModel
 from attentune import store
 from attentune.backbones import fingerprint, load_backbone, same_backbone
 from attentune.errors import ConfigError, StoreError, UnknownTaskError, UnsupportedError
-from attentune.heads import HeadConfig, States, TaskOutput, assemble
+from attentune.heads import States, TaskOutput, assemble
 from attentune.method import METHODS, MethodConfig
 from attentune.model import TaskModel
-from attentune.serving.shelf import PREFIX, Shelf, digest, frozen_tensors
+from attentune.serving.head import Head
+from attentune.serving.shelf import Shelf, digest, frozen_tensors
 from attentune.serving.tiers import Tiers
 from attentune.sites.rows import BASE, RowRequest
 from attentune.store import TaskCard
 from attentune.tuner import requested
-
-
-@dataclass(frozen=True)
-class Head:
-    """A task's linear head: the last numbers of its row, weight [C,D] then bias [C]."""
-
-    kind: str
-    pooling: str
-    num_labels: int
-    hidden: int
-
-    @property
-    def size(self) -> int:
-        """C * (D + 1)."""
-        return self.num_labels * (self.hidden + 1)
-
-    def answer(self, rows: Sequence[Tensor], at: Tensor, states: States) -> Tensor:
-        """The heads [C*(D+1)] of rows `at` of the batch -> logits [R,C] or [R,T,C]."""
-        alone = all(row is rows[0] for row in rows)
-        flat = rows[0][None] if alone else torch.stack(list(rows))
-        weight = flat[:, : self.num_labels * self.hidden].unflatten(1, (self.num_labels, self.hidden))
-        bias = flat[:, self.num_labels * self.hidden :]
-        x = (states.last.index_select(0, at) if self.kind == "token" else states.pooled(self.pooling, at)).float()
-        if alone:
-            return torch.nn.functional.linear(x, weight[0], bias[0])
-        if self.kind == "token":
-            return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
-        return torch.baddbmm(bias[:, None], x[:, None], weight.transpose(1, 2)).squeeze(1)
+from attentune.vocabulary import vocabulary_head
 
 
 @dataclass(eq=False)
@@ -66,11 +40,8 @@ class Entry:
     card: TaskCard
     shelf: Shelf
     head: Head
-
-    @property
-    def bytes(self) -> int:
-        """Of its row."""
-        return 4 * (self.shelf.size + self.head.size)
+    bytes: int
+    """Of its row."""
 
 
 class Bank:
@@ -95,6 +66,7 @@ class Bank:
         `hot_bytes` bounds what adapters take on the device, `warm_bytes` in memory (on a CPU only the latter counts);
         what does not fit is read from its folder when it is asked for.
         """
+        self.backbone = backbone if isinstance(backbone, str) else None
         base = load_backbone(backbone, dtype) if isinstance(backbone, str) else backbone
         self.fingerprint = fingerprint(base)
         self.model = TaskModel(base).eval().requires_grad_(False)
@@ -160,9 +132,14 @@ class Bank:
         config: Any = PeftConfig.from_pretrained(str(stored.folder))
         if not isinstance(config, MethodConfig):
             raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter, which the bank does not serve")
+        head = Head.of(config)
+        if head.kind == "masked":
+            self._bring_vocabulary(name)
         shelf = self._shelf(config, tensors)
-        entry = Entry(name, stored.folder, self._intern(stored.card), shelf, _head(config, shelf, tensors))
-        self.tiers.put(entry, _row(entry, tensors))
+        _check_known(shelf, head, config, tensors)
+        row = _row(shelf, head, tensors)
+        entry = Entry(name, stored.folder, self._intern(stored.card), shelf, head, row.nbytes)
+        self.tiers.put(entry, row)
         return entry
 
     def publish(self, entry: Entry) -> Entry | None:
@@ -202,7 +179,7 @@ class Bank:
 
     def _read(self, key: Hashable) -> Tensor:
         entry = cast("Entry", key)
-        return _row(entry, _tensors(entry.folder))
+        return _row(entry.shelf, entry.head, _tensors(entry.folder))
 
     def _check(self, name: str, card: TaskCard) -> None:
         if not same_backbone(self.fingerprint, card.backbone.fingerprint):
@@ -216,6 +193,18 @@ class Bank:
             )
         if card.method not in METHODS:
             raise StoreError(f"adapter {name!r} uses method {card.method!r}; known are {', '.join(METHODS)}")
+
+    def _bring_vocabulary(self, task: str) -> None:
+        """The backbone's masked-LM head, when the first task asks for it."""
+        with self._running:
+            if self.model.heads.vocabulary is not None:
+                return
+            found = vocabulary_head(self.backbone, self.model.backbone) if self.backbone else None
+            if found is None:
+                raise StoreError(
+                    f"adapter {task!r} has words for its classes, and the bank's backbone has no masked-LM head"
+                )
+            self.model.heads.vocabulary = found.to(self.model.device)
 
     def _shelf(self, config: MethodConfig, tensors: Mapping[str, Tensor]) -> Shelf:
         shared = frozen_tensors(config, tensors)
@@ -243,37 +232,15 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         raise StoreError(f"{folder / store.WEIGHTS} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _head(config: MethodConfig, shelf: Shelf, tensors: Mapping[str, Tensor]) -> Head:
-    if config.head is None:
-        raise UnsupportedError("the bank serves adapters with a head of attentune's; this one has none")
-    head = HeadConfig(**config.head)
-    if head.kind == "masked":
-        raise UnsupportedError("the bank does not serve classes by words in a gap yet; train with a linear head")
-    weight, bias = (tensors.get(name) for name in _head_names(config))
-    if weight is None or bias is None or weight.dim() != 2 or tuple(weight.shape[:1]) != (head.num_labels,):
-        raise StoreError(f"the adapter's head does not have the {head.num_labels} outputs that its config names")
-    known = {part.name for part in shelf.parts} | set(_head_names(config)) | set(frozen_tensors(config, tensors))
+def _check_known(shelf: Shelf, head: Head, config: MethodConfig, tensors: Mapping[str, Tensor]) -> None:
+    known = {part.name for part in shelf.parts} | set(head.names) | set(frozen_tensors(config, tensors))
     if unknown := sorted(set(tensors) - known):
         raise StoreError(f"the adapter does not fit this backbone: it has {len(unknown)} unknown tensors, {unknown[0]}")
-    return Head(head.kind, head.pooling, head.num_labels, int(weight.shape[1]))
 
 
-def _head_names(config: MethodConfig) -> tuple[str, str]:
-    method = type(config).method
-    assert method is not None
-    return f"{PREFIX}heads.head_{method.name}.out_weight", f"{PREFIX}heads.head_{method.name}.out_bias"
-
-
-def _row(entry: Entry, tensors: Mapping[str, Tensor]) -> Tensor:
-    """[N + C*(D+1)]: the method's tensors, then the head's."""
-    head = torch.cat([tensors[name].float().flatten() for name in _head_names_of(entry)])
-    if len(head) != entry.head.size or not bool(head.isfinite().all()):
-        raise StoreError(f"the head of {entry.name!r} has another shape than its card says, or is not finite")
-    return torch.cat([entry.shelf.row(tensors), head])
-
-
-def _head_names_of(entry: Entry) -> tuple[str, str]:
-    return _head_names(entry.shelf.config)
+def _row(shelf: Shelf, head: Head, tensors: Mapping[str, Tensor]) -> Tensor:
+    """[N + M]: the method's tensors, then the head's."""
+    return torch.cat([shelf.row(tensors), head.row(tensors)])
 
 
 def _groups(entries: Sequence[Any], rows: Mapping[Entry, Tensor], device: torch.device) -> Iterable[Any]:
