@@ -131,8 +131,9 @@ def test_command_line(tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert run("lengthen", tiny_bert, "--to", 128, "--window", 16, "--output", folder, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"output": str(folder), "positions": 128, "window": 16}
     rows = write_rows(tmp_path / "rows.jsonl", rows_of("classification"))
-    settings = ("--set", "epochs=1", "--set", "max_length=100")
+    settings = ("--recipe", "long_documents/prefix_propagation", "--set", "epochs=1", "--set", "length=3")
     assert run("train", rows, "--output", tmp_path / "a", "--backbone", folder, *settings) == 0
+    assert attentune.load(tmp_path / "a").card.max_length == 128 - 3
     assert run("lengthen", tiny_bert, "--to", 128, "--output", folder) == 2
     assert "exists; name a new folder" in capsys.readouterr().err
 

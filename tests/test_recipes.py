@@ -39,9 +39,8 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
     assert recipe.method == path.stem
     METHODS[recipe.method].config(**recipe.options)
     first, *rest = path.read_text(encoding="utf-8").splitlines()
-    assert re.fullmatch(
-        rf"# attentune train DATA --method {path.stem} --output DIR(?: --backbone MODEL)?(?: --task \w+)?", first
-    )
+    named = rf"(?:--method {path.stem}|--recipe {path.parent.name}/{path.stem})"
+    assert re.fullmatch(rf"# attentune train DATA {named} --output DIR(?: --backbone MODEL)?(?: --task \w+)?", first)
     assert any(line.startswith("# The authors:") for line in rest)
     assert recipe == shipped_recipe(path.parent.name, path.stem)
     kind = "classification" if path.parent.name == "pair" else path.parent.name

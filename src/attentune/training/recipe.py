@@ -24,7 +24,7 @@ from attentune.tasks.columns import KINDS
 
 FOLDERS = (
     "classification", "pair", "multilabel", "regression", "tagging", "question_answering", "multiple_choice",
-    "generation",
+    "generation", "long_documents",
 )  # fmt: skip
 
 
