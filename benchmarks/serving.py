@@ -30,8 +30,8 @@ from transformers import BertForSequenceClassification, logging
 
 from attentune import METHODS, HeadConfig, TaskModel, demo, store
 from attentune.backbones import fingerprint, load_backbone, load_tokenizer
+from attentune.card import Backbone, TaskCard
 from attentune.serving import Ask, Bank, Engine
-from attentune.store import Backbone, TaskCard
 from attentune.tasks import Classification, load_data
 from attentune.tasks.columns import Columns
 

@@ -23,6 +23,7 @@ LAYERS = {
     "attentune.confidence": 3,
     "attentune.heads": 3,
     "attentune.longformer": 3,
+    "attentune.card": 4,
     "attentune.tuner": 4,
     "attentune.model": 5,
     "attentune.predict": 6,

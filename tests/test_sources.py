@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import attentune
 from attentune import store
 from attentune.backbones import fingerprint, load_backbone, load_tokenizer
+from attentune.card import Backbone
 from attentune.errors import AttentuneError, ConfigError, StoreError, UnsupportedError
 from attentune.method import Frame
 from attentune.methods.attempt import ATTENTION_TENSORS, AttemptConfig, edit_prompt
-from attentune.store import Backbone
 from attentune.training.loop import optimiser
 from attentune.training.recipe import read_recipe, recipe_of
 from attentune.training.seeds import train_seeds

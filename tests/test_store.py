@@ -10,8 +10,8 @@ import pytest
 
 import attentune
 from attentune import store
+from attentune.card import Backbone, TaskCard
 from attentune.errors import StoreError
-from attentune.store import Backbone, TaskCard
 from attentune.tasks import Classification
 from attentune.tasks.columns import Columns
 

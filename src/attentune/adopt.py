@@ -22,13 +22,13 @@ from transformers import PreTrainedModel
 from attentune import store
 from attentune.anatomy import max_length, stacks_of
 from attentune.backbones import fingerprint, hub_id, load_backbone, revision
+from attentune.card import Backbone, TaskCard
 from attentune.errors import ConfigError, StoreError, UnsupportedError
 from attentune.heads import HeadConfig
 from attentune.method import Site
 from attentune.methods.kernel_mix import KernelMixConfig
 from attentune.model import TaskModel
 from attentune.sites import SiteLayer
-from attentune.store import Backbone, TaskCard
 from attentune.tasks import Classification, Tagging
 from attentune.tasks.columns import Columns
 

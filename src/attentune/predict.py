@@ -19,12 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attentune import store
 from attentune.backbones import fingerprint, load_backbone, load_tokenizer, same_backbone
 from attentune.batches import in_batches, joined, logits_by_sequence
+from attentune.card import TaskCard
 from attentune.confidence import Judgement, Labelled, answers, check_wishes, judge
 from attentune.errors import ConfigError, DataError, StoreError, UnsupportedError
 from attentune.evaluation.metrics import Scores
 from attentune.method import METHODS
 from attentune.model import LanguageModel, TaskModel, twin
-from attentune.store import Stored, TaskCard
+from attentune.store import Stored
 from attentune.tasks import Answer, Features, Task
 from attentune.tasks.data import load_rows
 from attentune.tasks.generate import Generation

@@ -11,7 +11,7 @@ from peft import get_peft_model
 
 from attentune import METHODS, HeadConfig, TaskModel, store
 from attentune.backbones import fingerprint
-from attentune.store import Backbone, TaskCard
+from attentune.card import Backbone, TaskCard
 from attentune.tasks import Classification, Tagging
 from attentune.tasks.columns import Columns
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from attentune import store
 from attentune.backbones import fingerprint, load_backbone, same_backbone
+from attentune.card import TaskCard
 from attentune.errors import ConfigError, StoreError, UnknownTaskError, UnsupportedError
 from attentune.heads import States, TaskOutput, assemble
 from attentune.method import METHODS, MethodConfig
@@ -25,7 +26,6 @@ from attentune.serving.head import Head
 from attentune.serving.shelf import Shelf, digest, frozen_tensors
 from attentune.serving.tiers import Tiers
 from attentune.sites.rows import BASE, RowRequest
-from attentune.store import TaskCard
 from attentune.tuner import requested
 from attentune.vocabulary import vocabulary_head
 

@@ -15,10 +15,10 @@ import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from attentune.card import TaskCard
 from attentune.serving.keys import Key
 from attentune.serving.problems import Refused
 from attentune.serving.service import Service, Wanted
-from attentune.store import TaskCard
 
 HEADER = "inference-header-content-length"
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from attentune import store
 from attentune.anatomy import max_length
 from attentune.backbones import MINILM, fingerprint, hub_id, load_backbone, load_tokenizer, revision
+from attentune.card import Backbone, TaskCard
 from attentune.confidence import Calibration, Judgement, Labelled, calibrate, check_scope, judge
 from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.evaluation.metrics import check_name
@@ -25,7 +26,6 @@ from attentune.method import MethodConfig
 from attentune.methods import METHODS
 from attentune.model import TaskModel
 from attentune.predict import unlabelled
-from attentune.store import Backbone, TaskCard
 from attentune.tasks import Data, Features, Task, load_data, task_of
 from attentune.tasks.classify import Classification
 from attentune.tasks.draw import few

@@ -20,9 +20,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from attentune.backbones import same_backbone
+from attentune.card import Backbone
 from attentune.errors import ConfigError, StoreError
 from attentune.methods.attempt import TARGET
-from attentune.store import Backbone
 
 FORMAT = 1
 KEY = "prompt"

@@ -8,8 +8,8 @@ from torch import nn
 
 from attentune import store
 from attentune.backbones import fingerprint, hub_id, load_backbone, revision
+from attentune.card import Backbone
 from attentune.errors import StoreError
-from attentune.store import Backbone
 from attentune.tasks import Data
 from attentune.tasks.sources import Source
 from attentune.training.sources.files import read_prompt, source_of_adapter

@@ -11,11 +11,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from attentune.card import Backbone
 from attentune.errors import ConfigError, StoreError
 from attentune.methods import METHODS
 from attentune.predict import prompt_weights
 from attentune.sites import SiteLayer
-from attentune.store import Backbone
 from attentune.tasks import Features, Task
 from attentune.training.recipe import Recipe, method_options
 from attentune.training.sources.library import Library

@@ -1,0 +1,73 @@
+"""The task card, task.json: everything that prediction needs besides the tensors."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+
+from attentune.confidence import Calibration
+from attentune.errors import StoreError
+from attentune.tasks import Task, task_from_card
+from attentune.tasks.columns import Columns
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Which backbone an adapter was trained on."""
+
+    id: str
+    fingerprint: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """Everything that prediction needs besides the tensors."""
+
+    name: str
+    method: str
+    task: Task
+    columns: Columns
+    backbone: Backbone
+    max_length: int
+    pooling: str
+    calibration: Calibration = field(default_factory=Calibration)
+
+    def to_json(self) -> str:
+        """As task.json holds it."""
+        card = {
+            "format": FORMAT,
+            "attentune": metadata.version("attentune"),
+            "name": self.name,
+            "method": self.method,
+            "task": self.task.to_card(),
+            "columns": self.columns.to_card(),
+            "backbone": asdict(self.backbone),
+            "max_length": self.max_length,
+            "pooling": self.pooling,
+            "calibration": self.calibration.to_card(),
+        }
+        return json.dumps(card, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> "TaskCard":
+        """A task.json -> card; `where` stands in errors."""
+        try:
+            card = json.loads(text)
+            if card["format"] != FORMAT:
+                raise StoreError(f"{where} has format {card['format']}, this attentune reads format {FORMAT}")
+            return cls(
+                name=card["name"],
+                method=card["method"],
+                task=task_from_card(card["task"]),
+                columns=Columns.from_card(card["columns"]),
+                backbone=Backbone(**card["backbone"]),
+                max_length=int(card["max_length"]),
+                pooling=card["pooling"],
+                calibration=Calibration.from_card(card.get("calibration", {})),
+            )
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise StoreError(f"{where} is no task card: {error}") from error
+        except KeyError as error:
+            raise StoreError(f"{where} has no {error.args[0]!r}") from error
