@@ -33,10 +33,11 @@ LAYERS = {
     "attentune.serving": 7,
     "attentune.training": 7,
     "attentune.comparison": 8,
-    "attentune.cli": 9,
-    "attentune.demo.run": 9,
-    "attentune": 10,  # the public names; no file inside may import them
-    "attentune.__main__": 10,
+    "attentune.search": 9,
+    "attentune.cli": 10,
+    "attentune.demo.run": 10,
+    "attentune": 11,  # the public names; no file inside may import them
+    "attentune.__main__": 11,
 }
 
 

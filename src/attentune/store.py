@@ -6,6 +6,7 @@
     recipe.toml                 how it was made
     metrics.json                how good it is
     log.jsonl                   how training went, a line an evaluation
+    search.json, search.html    how method and settings were chosen, where `search` chose them
     README.md                   the model card
 
 There is never a pickle in it. It is written beside its place and renamed, so that a kill leaves the old folder or the
@@ -61,7 +62,7 @@ def write(
     model.save_pretrained(str(fresh), safe_serialization=True, save_embedding_layers=False)
     (fresh / CARD).write_text(card.to_json(), encoding="utf-8")
     (fresh / RECIPE).write_text(recipe, encoding="utf-8")
-    (fresh / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    (fresh / METRICS).write_text(as_json(metrics), encoding="utf-8")
     if log:
         (fresh / LOG).write_text(log, encoding="utf-8")
     # safetensors writes for its owner only; the adapter is for whom the rest of the folder is for.
@@ -71,8 +72,10 @@ def write(
     return target
 
 
-def adopt(made: Path, folder: str | Path, metrics: Mapping[str, Any]) -> Path:
-    """Put a copy of the adapter folder `made` at `folder`, with other metrics; an older one there is replaced.
+def adopt(made: Path, folder: str | Path, metrics: Mapping[str, Any], more: Mapping[str, str] | None = None) -> Path:
+    """Put a copy of the adapter folder `made` at `folder`, with other metrics and perhaps `more` files {name: text}.
+
+    An older adapter at the place is replaced.
 
     Raises:
         StoreError: something that is no adapter is at the place.
@@ -82,10 +85,17 @@ def adopt(made: Path, folder: str | Path, metrics: Mapping[str, Any]) -> Path:
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(made, fresh)
-    (fresh / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    (fresh / METRICS).write_text(as_json(metrics), encoding="utf-8")
     (fresh / README).write_text(model_card(card, metrics, (fresh / WEIGHTS).stat().st_size), encoding="utf-8")
+    for name, text in (more or {}).items():
+        (fresh / name).write_text(text, encoding="utf-8")
     _replace(target, fresh)
     return target
+
+
+def as_json(value: Any) -> str:
+    """As the JSON files of a folder are written."""
+    return json.dumps(value, indent=2) + "\n"
 
 
 def check_writable(folder: str | Path) -> Path:

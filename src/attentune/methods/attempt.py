@@ -38,10 +38,12 @@ TARGET = "target"
 class AttemptConfig(MethodConfig):
     """ATTEMPT: a mixture of soft prompts, weighted by attention to the text."""
 
-    length: int = field(default=8, metadata={"help": "m: rows of every prompt"})
-    sources: int = field(default=4, metadata={"help": "K: source prompts"})
+    length: int = field(default=8, metadata={"help": "m: rows of every prompt", "search": (4, 8, 16)})
+    sources: int = field(default=4, metadata={"help": "K: source prompts", "search": (1, 2, 4)})
     attention: str = field(default="sub", metadata={"help": "sub, constant, dot, linear, or none (prompt tuning)"})
-    bottleneck: int = field(default=100, metadata={"help": "sub: inner width of the attention's network"})
+    bottleneck: int = field(
+        default=100, metadata={"help": "sub: inner width of the attention's network", "search": (4, 16, 64)}
+    )
     temperature: float | None = field(
         default=None, metadata={"help": "T of the softmax; default: a quarter of width times RMS of the embeddings"}
     )

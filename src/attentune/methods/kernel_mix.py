@@ -34,12 +34,16 @@ class KernelMixConfig(MethodConfig):
     """Kernel-mix: low-rank changes head by head."""
 
     parts: str = field(
-        default="qvo", metadata={"help": "which of q, k, v, o change: any of these letters (k: not in the paper)"}
+        default="qvo",
+        metadata={
+            "help": "which of q, k, v, o change: any of these letters (k: not in the paper)",
+            "search": ("v", "qv", "qvo"),
+        },
     )
-    q_rank: int = field(default=1, metadata={"help": "rank a head for q; 0: none"})
-    v_rank: int = field(default=2, metadata={"help": "rank a head for v and o; 0: none"})
-    q_shared_rank: int = field(default=2, metadata={"help": "shared rank for q and k; 0: none"})
-    v_shared_rank: int = field(default=4, metadata={"help": "shared rank for v and o; 0: none"})
+    q_rank: int = field(default=1, metadata={"help": "rank a head for q; 0: none", "search": (1, 2)})
+    v_rank: int = field(default=2, metadata={"help": "rank a head for v and o; 0: none", "search": (1, 2, 4)})
+    q_shared_rank: int = field(default=2, metadata={"help": "shared rank for q and k; 0: none", "search": (0, 2, 4)})
+    v_shared_rank: int = field(default=4, metadata={"help": "shared rank for v and o; 0: none", "search": (0, 4, 8)})
     v_base: str = field(
         default="K", metadata={"help": "what the change of v reads: K the head's keys, X the block's input"}
     )

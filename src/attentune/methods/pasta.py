@@ -27,7 +27,11 @@ class PastaConfig(MethodConfig):
     """PASTA: one vector per special token and block."""
 
     slots: int = field(
-        default=4, metadata={"help": "S: how many special tokens of a row get a vector (BERT pairs 3, RoBERTa pairs 4)"}
+        default=4,
+        metadata={
+            "help": "S: how many special tokens of a row get a vector (BERT pairs 3, RoBERTa pairs 4)",
+            "search": (1, 2, 3),
+        },
     )
     special_ids: list[int] | None = field(
         default=None, metadata={"help": "ids of the special tokens; default: the architecture's"}

@@ -38,7 +38,7 @@ KERNELS = ("exp", "rbf", "poly")
 class PrefixPropagationConfig(MethodConfig):
     """Prefix-propagation: extra positions, steered before every block."""
 
-    length: int = field(default=8, metadata={"help": "m: prefix rows (or prefix keys)"})
+    length: int = field(default=8, metadata={"help": "m: prefix rows (or prefix keys)", "search": (2, 4, 8, 16)})
     mode: str = field(default="propagate", metadata={"help": "propagate, tune (prefix-tuning), combine or kernel"})
     dropout: float = field(default=0.1, metadata={"help": "dropout on the prefix vectors, in training"})
     pool: str = field(default="text", metadata={"help": "what position 0 of the output is: text or prefix"})

@@ -42,10 +42,13 @@ STRUCTURES = ("m0", "m1", "s0", "s1", "seq", "double_seq")
 class TinyAttentionConfig(MethodConfig):
     """Tiny attention: an attention of a few dimensions in every block."""
 
-    width: int = field(default=1, metadata={"help": "a: inner width of the attention, over all its heads"})
+    width: int = field(
+        default=1, metadata={"help": "a: inner width of the attention, over all its heads", "search": (1, 2, 4, 8)}
+    )
     heads: int = field(default=1, metadata={"help": "heads of the tiny attention; divides width"})
     structure: str = field(
-        default="m0", metadata={"help": "what it reads and where it adds: m0, m1, s0, s1, seq or double_seq"}
+        default="m0",
+        metadata={"help": "what it reads and where it adds: m0, m1, s0, s1, seq or double_seq", "search": ("m0", "s0")},
     )
     experts: int = field(default=1, metadata={"help": "E: modules in sequence, each with factor 1/E"})
     dropout: float = field(default=0.1, metadata={"help": "dropout on the tiny attention's weights, in training"})

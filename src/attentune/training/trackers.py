@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from attentune.errors import ConfigError
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 """Names for `report_to` -> what pip installs."""
+
+Watch = Callable[[int, float], None]
 
 
 def check_trackers(names: Sequence[str]) -> list[str]:
@@ -51,6 +53,18 @@ def detach(trainer: Trainer) -> None:
 
         if wandb.run is not None:
             wandb.finish()
+
+
+class Watcher(TrainerCallback):
+    """Tells `watch` the number of each evaluation, from 1 on, and its score."""
+
+    def __init__(self, watch: Watch, metric: str) -> None:
+        self.watch, self.metric, self.count = watch, metric, 0
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Tell."""
+        self.count += 1
+        self.watch(self.count, float(given["metrics"][f"eval_{self.metric}"]))
 
 
 class RunLog(TrainerCallback):

@@ -38,6 +38,7 @@ from attentune.training.checkpoints import Checkpoints
 from attentune.training.loop import arguments, build_trainer, logits_of
 from attentune.training.recipe import Recipe, TaskOptions, method_options, read_recipe, recipe_of, shipped_recipe
 from attentune.training.sources.mixture import mean_attention, name_sources, put_sources, take_sources
+from attentune.training.trackers import Watch, Watcher
 from attentune.vocabulary import VocabularyHead, vocabulary_head
 
 Report = Callable[[str], None]
@@ -70,6 +71,7 @@ def train(
     label: str | None = None,
     resume: bool = False,
     report: Report = lambda line: None,
+    watch: Watch | None = None,
     **overrides: Any,
 ) -> Result:
     """Train an adapter for the task of `data` and write its folder.
@@ -77,7 +79,8 @@ def train(
     `method` is pasta and `backbone` minilm unless the recipe or you say otherwise, and a recipe can name the data;
     without `recipe` the one that ships for the kind of task and the method is used. `library` is a folder of source
     prompts for methods that mix them: all of it, or those that the recipe's `source_names` names. `overrides` are keys
-    of a recipe (`epochs=3`). `report` gets a line after each evaluation.
+    of a recipe (`epochs=3`). `report` gets a line after each evaluation, `watch` its number
+    and score; what `watch` raises ends it.
 
     Raises:
         AttentuneError: DataError, ConfigError, StoreError or UnsupportedError; each says what was wanted, what was
@@ -119,6 +122,8 @@ def train(
         attention=METHODS[chosen.method].attention,
     )
     trackers.attach(trainer, target)
+    if watch is not None:
+        trainer.add_callback(Watcher(watch, metric))
     done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
     logits = {name: logits_of(trainer, learned, found) for name, found in features.items() if name != "train"}
     learned = learned.fitted(logits["validation"], features["validation"], rows.validation)

@@ -1,0 +1,1 @@
+"""Search: method and settings chosen by Optuna, within a budget of bytes and latency."""

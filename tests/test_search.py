@@ -1,0 +1,183 @@
+"""Search: budgets, costs known before training, trials that are given up, resume, and the folder that it leaves."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+from test_cli import run, write_rows
+from test_train import FOLDER, QUICK, rows_of
+
+import attentune
+from attentune.backbones import load_backbone, load_tokenizer
+from attentune.errors import ConfigError, UnsupportedError
+from attentune.methods import METHODS
+from attentune.search import space
+from attentune.search.budget import parse_latency, parse_size
+from attentune.search.cost import Meter, rows_to_time
+from attentune.search.report import importance
+from attentune.search.search import search
+from attentune.search.trial import Job, study_of
+from attentune.search.trial import run as run_trial
+from attentune.tasks import load_data
+from attentune.tasks.classify import Classification
+from attentune.training.recipe import read_recipe, recipe_of, shipped_recipe
+from attentune.training.train import train
+
+DATA = {"train": rows_of("classification", 32), "validation": rows_of("classification", 16, seed=1)}
+FIXED: dict[str, Any] = {"epochs": 2, "max_length": 24, "batch_size": 8, "patience": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("64KB", 64_000), ("64 kb", 64_000), ("70KiB", 71_680), ("0.5MB", 500_000), ("900", 900), (900, 900), ("9B", 9)],
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_wrong_budgets(tiny_bert: Path, tmp_path: Path) -> None:
+    for size in ("64 lb", "much", "-3KB", "0KB", ""):
+        with pytest.raises(ConfigError, match=r"a budget is a size such as 64KB, 70KiB or 0\.5MB, found"):
+            parse_size(size)
+    assert (parse_latency("1.1x"), parse_latency(1.5), parse_latency("2")) == (1.1, 1.5, 2.0)
+    for factor in ("0.9x", "fast", "10ms"):
+        with pytest.raises(ConfigError, match=r"a latency is a factor of at least 1 such as 1\.1x, found"):
+            parse_latency(factor)
+    with pytest.raises(ConfigError, match="minutes above 0 and at least one trial, found 0 and None"):
+        search(DATA, tmp_path / "a", str(tiny_bert), minutes=0)
+    with pytest.raises(ConfigError, match="no method 'lora'; the methods are"):
+        search(DATA, tmp_path / "a", str(tiny_bert), methods=["lora"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bytes_are_those_of_the_file(method: str, tiny_bert: Path, tmp_path: Path) -> None:
+    base = load_backbone(str(tiny_bert))
+    meter = Meter(base, load_tokenizer(str(tiny_bert), base), Classification(("neg", "pos")))
+    before = {name: p.clone() for name, p in base.named_parameters()}
+    recipe = shipped_recipe("classification", method)
+    found = meter.cost(recipe, rows_to_time(DATA["validation"]), 24)
+    options: dict[str, Any] = {**QUICK, "epochs": 1}
+    made = train(DATA, method, tmp_path / "a", str(tiny_bert), **options)
+    assert found.size == (made.folder / "adapter_model.safetensors").stat().st_size
+    assert found.latency is not None
+    assert found.latency > 0
+    # The backbone is as it was.
+    assert {name: p.data_ptr() for name, p in base.named_parameters()}.keys() == before.keys()
+    assert all(p.equal(before[name]) for name, p in base.named_parameters())
+
+
+def test_the_space_of_every_method_can_be_built() -> None:
+    for method in METHODS:
+        options = space.choices(method)
+        assert all(len(values) > 1 for values in options.values())
+        for key, values in options.items():
+            for value in values:
+                METHODS[method].config(**{key: value})
+    for name, wanted in {"all": None, "upper half": [6, 7, 8, 9, 10, 11], "last": [11]}.items():
+        assert space.blocks(name, 12) == wanted
+    study = optuna.create_study()
+    fixed = {"task.pooling": "cls", "method.width": 2, "training.learning_rate": 0.5}
+    found = space.suggest(study.ask(), ["tiny_attention"], "classification", False, 12, fixed, True)
+    assert (found.task.pooling, found.options["width"], found.training.learning_rate) == ("cls", 2, 0.5)
+    assert not any("learning_rate" in key for key in study.trials[-1].params if key != "head_learning_rate")
+
+
+def test_the_search_begins_with_the_recipes() -> None:
+    for start in space.starts(list(METHODS), "classification", False):
+        study = optuna.create_study()
+        study.enqueue_trial(start)
+        found = space.suggest(study.ask(), list(METHODS), "classification", False, 4, {}, True)
+        recipe = shipped_recipe("classification", start["method"])
+        assert found.method == start["method"]
+        assert found.training.learning_rate == pytest.approx(recipe.training.learning_rate)
+
+
+def test_a_trial_that_falls_behind_is_given_up(tiny_bert: Path) -> None:
+    data = load_data(DATA)
+    scores = {1: 2.0, 2: 2.0, 3: 2.0}  # no accuracy is as good
+    params: dict[str, Any] = {"value": 2.0, "intermediate_values": scores}
+    others = tuple(create_trial(state=TrialState.COMPLETE, **params) for _ in range(4))
+    recipe = recipe_of({"method": {"name": "pasta"}}).override({**FIXED, "epochs": 5})
+    behind = run_trial(Job(9, recipe, data, str(tiny_bert), "a", True, others, None))
+    assert (behind.why, len(behind.scores), behind.files) == ("behind", 2, {})
+    late = run_trial(Job(9, recipe, data, str(tiny_bert), "a", True, (), 0.0))
+    assert (late.why, len(late.scores)) == ("time", 1)
+    whole = run_trial(Job(9, recipe.override({"epochs": 1}), data, str(tiny_bert), "a", False, (), None))
+    assert whole.why is None
+    assert set(whole.files) == FOLDER
+    assert study_of(Job(9, recipe, data, "", "a", False, others, None)).direction.name == "MINIMIZE"
+
+
+def test_search_and_resume(tiny_bert: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    options: dict[str, Any] = {"methods": ["pasta", "kernel_mix"], "budget": "4KB", "latency": "50x", **FIXED}
+    found = search(DATA, tmp_path / "a", str(tiny_bert), trials=2, report=lines.append, **options)
+    assert len([line for line in lines if line.startswith("trial")]) == 2
+    assert {file.name for file in found.folder.iterdir()} == FOLDER | {"search.json", "search.html"}
+    summary = json.loads((found.folder / "search.json").read_text())
+    assert summary == found.metrics["search"]
+    assert summary["budget"] == {"size": 4000, "latency": 50.0}
+    assert (found.folder / "adapter_model.safetensors").stat().st_size == summary["best"]["bytes"] <= 4000
+    scores = [trial["score"] for trial in summary["trials"]]
+    assert summary["best"]["score"] == max(score for score in scores if score is not None)
+    assert found.metrics["validation"]["accuracy"] == pytest.approx(summary["best"]["score"])
+    page = (found.folder / "search.html").read_text()
+    assert "<svg" in page
+    assert f"trial {summary['best']['number']}" in page
+    recipe = read_recipe(found.folder / "recipe.toml")
+    assert recipe.method == summary["best"]["method"]
+    assert recipe.training.epochs == 2
+    assert attentune.load(found.folder).predict(["the film good"])[0]["label"] in ("neg", "pos")
+    # More of the same search: what is finished is not tried again.
+    again = search(DATA, tmp_path / "a", str(tiny_bert), trials=3, resume=True, **options)
+    numbers = [trial["number"] for trial in again.metrics["search"]["trials"]]
+    assert numbers[:2] == [trial["number"] for trial in summary["trials"]]
+    assert len(numbers) == 3
+    other: dict[str, Any] = {**options, "budget": "5KB"}
+    with pytest.raises(ConfigError, match="holds a search with other data or wishes"):
+        search(DATA, tmp_path / "a", str(tiny_bert), trials=3, resume=True, **other)
+
+
+def test_nothing_fits(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attentune.search.search.REFUSALS", 6)
+    with pytest.raises(ConfigError, match=r"nothing fits into 100 bytes; the smallest of 6 proposals has [\d,]+ bytes"):
+        search(DATA, tmp_path / "a", str(tiny_bert), methods=["pasta"], budget=100, **FIXED)
+    assert not (tmp_path / "a").exists()
+
+
+def test_generation_has_no_single_pass(tmp_path: Path, tiny_bert: Path) -> None:
+    rows = [{"source": "a", "target": "b"}] * 8
+    with pytest.raises(UnsupportedError, match="a latency is that of one forward pass, and generation takes many"):
+        search(rows, tmp_path / "a", str(tiny_bert), task="generation", latency="1.1x", methods=["kernel_mix"])
+
+
+def test_importance_needs_trials_that_differ() -> None:
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    assert importance(study) == {}
+    for _ in range(60):
+        trial = study.ask()
+        x, _ = (trial.suggest_float(name, 0, 1) for name in "xy")
+        study.tell(trial, x)
+    found = importance(study)
+    assert found["x"] > found["y"]
+    assert sum(found.values()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_command_over_two_processes(tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", DATA["train"])
+    fixed = [part for key, value in FIXED.items() for part in ("--set", f"{key}={value}")]
+    settings = ("--budget", "64KB", "--minutes", 5, "--method", "pasta", "--backbone", tiny_bert, *fixed)
+    assert run("search", data, "-o", tmp_path / "a", "--trials", 3, "--workers", 2, "--json", *settings) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert len(printed["search"]["trials"]) == 3
+    assert run("search", data, "-o", tmp_path / "b", "--trials", 1, *settings) == 0
+    shown = capsys.readouterr()
+    assert re.search(r"trial +method +bytes +accuracy", shown.out)
+    assert run("search", data, "-o", tmp_path / "c", "--budget", "lots", *settings[2:]) == 2
+    assert "a budget is a size such as 64KB" in capsys.readouterr().err
