@@ -6,7 +6,7 @@ A head is one linear layer; or, with words for classes, no tensor at all: the ba
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -34,7 +34,7 @@ class HeadConfig:
     the first prompt row."""
     dropout: float = 0.0
     """Dropout on what the head reads, in training."""
-    words: Sequence[int] = ()
+    words: list[int] = field(default_factory=list[int])
     """Of a masked head: the C tokens that stand for the classes."""
     mask: int | None = None
     """Of a masked head: the mask token."""

@@ -1,5 +1,6 @@
 """What a search leaves for people and programs: every trial, what mattered, and how the best score rose."""
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -89,16 +90,17 @@ def _page(summary: dict[str, Any], tried: list[FrozenTrial], higher: bool) -> st
 
 
 def _history(tried: list[FrozenTrial], higher: bool, metric: str) -> str:
-    pick = max if higher else min
+    sign = 1.0 if higher else -1.0
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     FigureCanvasSVG(figure)
     panel = figure.subplots()
-    rising: list[float] = []
+    best, rising = -math.inf, list[float]()
     for place, trial in enumerate(tried, 1):
-        score = pick(trial.intermediate_values.values())
+        score = sign * max(sign * value for value in trial.intermediate_values.values())
         done = trial.state == TrialState.COMPLETE
         panel.plot(place, score, marker="o" if done else "x", color=COLOURS[0] if done else GREY, linestyle="none")
-        rising.append(pick([*rising[-1:], *([score] if done else [])], default=float("nan")))
+        best = max(best, sign * score) if done else best
+        rising.append(sign * best if math.isfinite(best) else math.nan)
     panel.step(range(1, len(tried) + 1), rising, where="post", color=COLOURS[1], linewidth=1.4)
     panel.set(xlabel="trial", ylabel=f"{metric} on validation")
     panel.spines[["top", "right"]].set_visible(False)

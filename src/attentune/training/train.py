@@ -300,7 +300,7 @@ def head_of(task: Task, tokenizer: PreTrainedTokenizerBase, options: TaskOptions
         num_labels=task.num_outputs,
         pooling=cast("Any", options.pooling),
         dropout=options.dropout,
-        words=task.word_ids(tokenizer) if masked else (),
+        words=task.word_ids(tokenizer) if masked else [],
         mask=cast("int", tokenizer.mask_token_id) if masked else None,
     )
 
