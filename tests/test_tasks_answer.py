@@ -17,7 +17,8 @@ from attentune.errors import DataError, UnsupportedError
 from attentune.evaluation import metrics
 from attentune.evaluation.answers import best_threshold, exact_match, word_f1
 from attentune.tasks import task_from_card
-from attentune.tasks.answer import QuestionAnswering, Windows, passages, tokens_of
+from attentune.tasks.answer import QuestionAnswering
+from attentune.tasks.passages import Windows, passages, tokens_of
 from attentune.tasks.task import IGNORED, Features
 
 TASK = QuestionAnswering(stride=3, answer_length=4)
@@ -187,6 +188,11 @@ def test_no_answer_against_a_threshold(tokenizer: PreTrainedTokenizerBase) -> No
     assert OPEN.fitted([z], [features], [{**ROW, "answers": []}]).threshold < 2.0
     assert TASK.fitted([z], [features], [ROW]) is TASK
     assert task_from_card(json.loads(json.dumps(fitted.to_card()))) == fitted
+
+
+def test_right_is_an_exact_match() -> None:
+    for answer, row, right in [("anna!", ROW, True), ("", ROW, False), ("", {**ROW, "answers": []}, True)]:
+        assert OPEN.is_right({"answer": answer}, row) is right
 
 
 def test_a_context_without_tokens(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,14 +7,12 @@ the context compete; where the task knows questions without an answer so does th
 stands for "there is none".
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -22,48 +20,13 @@ from attentune.errors import DataError, UnsupportedError
 from attentune.evaluation import metrics
 from attentune.evaluation.answers import best_threshold, exact_match, word_f1
 from attentune.evaluation.metrics import Scores
+from attentune.evaluation.probabilities import softmax
+from attentune.tasks.passages import Candidates, Offset, Windows, candidates, tokens_of
 from attentune.tasks.sources import Row
 from attentune.tasks.task import IGNORED, Answer, Features, Head, Inputs, Logits, Task, padded
 
-Places = NDArray[np.int64]
 START, END = 1, 2
 """Bits of a target: the first token of the answer, its last one; 0 marks a token that merely competes."""
-
-
-@dataclass(frozen=True)
-class Windows(Features):
-    """A context in windows: the characters [start, end) of each of L tokens, None where it is not of the context."""
-
-    context: str = ""
-    offsets: tuple[tuple[int, int] | None, ...] = ()
-
-    def places(self) -> tuple[Places, Places]:
-        """The window of each place [L], -1 outside of the context; and the first place of each window."""
-        lengths = [len(sequence["input_ids"]) for sequence in self.sequences]
-        window = np.repeat(np.arange(len(lengths)), lengths)
-        window[[offset is None for offset in self.offsets]] = -1
-        return window, np.cumsum([0, *lengths[:-1]])
-
-    def characters(self) -> tuple[Places, Places]:
-        """The first character of each place and the one after its last, [L] each; -1 outside of the context."""
-        return (
-            np.array([-1 if offset is None else offset[0] for offset in self.offsets]),
-            np.array([-1 if offset is None else offset[1] for offset in self.offsets]),
-        )
-
-
-@dataclass(frozen=True)
-class Best:
-    """The likeliest answer of a row."""
-
-    span: tuple[int, int] | None
-    """Its characters; None where the context has no token."""
-    score: float
-    """Its probability among all answers that may be given, "there is none" included."""
-    none: float
-    """The probability of "there is none"."""
-    margin: float
-    """log(none / score) before calibration."""
 
 
 @dataclass(frozen=True)
@@ -147,16 +110,12 @@ class QuestionAnswering(Task):
                     f"{self.stride} there is room for {max(room, 0)}"
                 )
 
-    def _features(
-        self, row: Row, sequences: tuple[Inputs, ...], offsets: Sequence[Sequence[tuple[int, int] | None]]
-    ) -> Windows:
+    def _features(self, row: Row, sequences: tuple[Inputs, ...], offsets: Sequence[Sequence[Offset]]) -> Windows:
         flat = tuple(offset for window in offsets for offset in window)
         target = self._target(row["answers"], offsets) if "answers" in row else None
         return Windows(sequences, target, context=row["context"], offsets=flat)
 
-    def _target(
-        self, answers: Sequence[Mapping[str, Any]], offsets: Sequence[Sequence[tuple[int, int] | None]]
-    ) -> list[int]:
+    def _target(self, answers: Sequence[Mapping[str, Any]], offsets: Sequence[Sequence[Offset]]) -> list[int]:
         """Of each place: IGNORED where it does not compete, else the bits of START and END of the first answer."""
         target: list[int] = []
         for number, window in enumerate(offsets):
@@ -199,54 +158,44 @@ class QuestionAnswering(Task):
         return [self._answer(z, cast("Windows", f), temperature) for z, f in zip(logits, features, strict=True)]
 
     def _answer(self, z: Logits, features: Windows, temperature: float) -> Answer:
-        best = self.best(z, features, temperature)
-        none = best.span is None or (self.unanswerable and best.margin > self.threshold)
-        start, end = (None, None) if none or best.span is None else best.span
+        found = self.candidates(z, features)
+        best = found.best
+        if best is None:
+            return {"answer": "", "start": None, "end": None, "score": 1.0, "no_answer": 1.0}
+        p = softmax(np.append(found.scores, found.none), temperature)
+        refused = found.margin > self.threshold
+        start, end = (None, None) if refused else map(int, found.spans[best])
         return {
-            "answer": features.context[start:end] if start is not None else "",
+            "answer": "" if start is None else features.context[start:end],
             "start": start,
             "end": end,
-            "score": best.none if none else best.score,
-            "no_answer": best.none,
+            "score": float(p[-1 if refused else best]),
+            "no_answer": float(p[-1]),
         }
 
-    def best(self, z: Logits, features: Windows, temperature: float = 1.0) -> Best:
-        """The likeliest passage: of all start <= end in one window, at most `answer_length` tokens long."""
-        window, firsts = features.places()
-        scores, first, last = passages(z, window, self.answer_length)
-        nones = z[firsts].astype(np.float64).sum(-1) if self.unanswerable else np.zeros(0)
-        if not len(scores):
-            return Best(None, 0.0, 1.0, 0.0)
-        starts, ends = features.characters()
-        top = int(scores.argmax())
-        span = int(starts[first[top]]), int(ends[last[top]])
-        # What two windows share stands in both of them, and is one passage.
-        same = (starts[first] == span[0]) & (ends[last] == span[1])
-        total = _log_sum(np.concatenate([scores, nones]) / temperature)
-        return Best(
-            span,
-            score=math.exp(_log_sum(scores[same] / temperature) - total),
-            none=math.exp(_log_sum(nones / temperature) - total),
-            margin=_log_sum(nones) - _log_sum(scores[same]),
-        )
-
-    def fitted(self, logits: Sequence[Logits], features: Sequence[Features], rows: Sequence[Row]) -> Self:
-        """With the threshold that is best on these labelled rows, by F1."""
-        windows = cast("Sequence[Windows]", features)
-        found = [(self.best(z, f), f, row) for z, f, row in zip(logits, windows, rows, strict=True)]
-        found = [(best, f, row) for best, f, row in found if best.span]
-        if not self.unanswerable or not found:
-            return self
-        threshold = best_threshold(
-            [best.margin for best, _, _ in found],
-            [word_f1(f.context[slice(*best.span)], references(row)) for best, f, row in found if best.span],
-            [word_f1("", references(row)) for _, _, row in found],
-        )
-        return replace(self, threshold=threshold)
+    def candidates(self, z: Logits, features: Windows) -> Candidates:
+        """All that may be answered."""
+        return candidates(z, features, self.answer_length, self.unanswerable)
 
     def is_right(self, answer: Answer, row: Row) -> bool:
         """Whether it is one of the references, to the letter once both are made plain."""
         return exact_match(answer["answer"], references(row)) == 1.0
+
+    def fitted(self, logits: Sequence[Logits], features: Sequence[Features], rows: Sequence[Row]) -> Self:
+        """With the threshold that is best on these labelled rows, by F1."""
+        windows = cast("Sequence[Windows]", features)
+        each = [(self.candidates(z, f), f.context, row) for z, f, row in zip(logits, windows, rows, strict=True)]
+        found = [
+            (c, context[slice(*c.spans[c.best])], references(row)) for c, context, row in each if c.best is not None
+        ]
+        if not self.unanswerable or not found:
+            return self
+        threshold = best_threshold(
+            [c.margin for c, _, _ in found],
+            [word_f1(text, texts) for _, text, texts in found],
+            [word_f1("", texts) for _, _, texts in found],
+        )
+        return replace(self, threshold=threshold)
 
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
         """F1 and exact match with the best of the references; apart for rows with and without, if there are both."""
@@ -268,38 +217,3 @@ CARD = ("stride", "answer_length", "unanswerable", "threshold")
 def references(row: Row) -> list[str]:
     """The texts of a row's reference answers; none: there is no answer."""
     return [answer["text"] for answer in row["answers"]]
-
-
-def tokens_of(
-    window: Sequence[tuple[int, int] | None], start: int, end: int, is_first: bool = True, is_last: bool = True
-) -> tuple[int, int] | None:
-    """The first and the last token of the characters [start, end), or None where the window does not hold them whole.
-
-    `window` has the characters of each token, None for those outside of the context. What stands before the first token
-    of the first window and behind the last one of the last has no token (signs that the tokenizer drops).
-    """
-    at = [i for i, span in enumerate(window) if span is not None]
-    spans = [cast("tuple[int, int]", window[i]) for i in at]
-    if not spans or (spans[0][0] > start and not is_first) or (spans[-1][1] < end and not is_last):
-        return None
-    first = next((i for i, (_, e) in zip(at, spans, strict=True) if e > start), None)
-    last = next((i for i, (s, _) in zip(reversed(at), reversed(spans), strict=True) if s < end), None)
-    return None if first is None or last is None or first > last else (first, last)
-
-
-def passages(z: Logits, window: Places, longest: int) -> tuple[NDArray[np.float64], Places, Places]:
-    """All passages of at most `longest` tokens in one window: their scores, first places and last places, [K] each.
-
-    z [L,2]: logits of start and end; window [L]: the window of each place, -1 where it is no part of the context. The
-    score is the sum of both logits.
-    """
-    starts, ends = z[:, 0].astype(np.float64), z[:, 1].astype(np.float64)
-    first = np.concatenate([np.arange(len(z) - more) for more in range(min(longest, len(z)))])
-    last = np.concatenate([np.arange(more, len(z)) for more in range(min(longest, len(z)))])
-    inside = (window[first] >= 0) & (window[first] == window[last])
-    first, last = first[inside], last[inside]
-    return starts[first] + ends[last], first, last
-
-
-def _log_sum(values: NDArray[np.float64]) -> float:
-    return float(np.logaddexp.reduce(values)) if len(values) else -math.inf
