@@ -62,12 +62,12 @@ def load_set(name: str, folder: Path | None, sizes: Sizes) -> Set:
         whole = load_data(folder / name)
     data = replace(
         whole,
-        train=_draw(whole.train, sizes.train),
-        validation=_draw(whole.validation, sizes.validation),
-        test=_draw(whole.test, sizes.test),
+        train=draw(whole.train, sizes.train),
+        validation=draw(whole.validation, sizes.validation),
+        test=draw(whole.test, sizes.test),
     )
     return Set(name, data, task_of(whole), METRICS[name], LENGTHS.get(name, 64))
 
 
-def _draw(rows: list[Row], count: int) -> list[Row]:
+def draw(rows: list[Row], count: int) -> list[Row]:
     return random.Random(0).sample(rows, min(count, len(rows)))
