@@ -98,6 +98,22 @@ def test_attention_is_shown_and_drawn(adapter: Path, tmp_path: Path, capsys: pyt
     assert shown[:3] == ["mnli", "target", "mixed"]
 
 
+def test_several_tasks_share_the_attention(
+    data: Path, library: Path, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stars = write_rows(tmp_path / "stars.jsonl", rows_of("regression"))
+    common = ("--sources", library, "--backbone", tiny_bert, "-o", tmp_path / "all", *SETTINGS)
+    done = read_json(capsys, "train-many", f"tone={data}", f"stars={stars}", *common)
+    assert {name: one["output"] for name, one in done.items()} == {n: str(tmp_path / "all" / n) for n in done}
+    assert done["stars"]["run"]["together"] == ["tone", "stars"]
+    assert (
+        run("predict", "--task", f"a={tmp_path / 'all' / 'tone'}", "--task", f"b={tmp_path / 'all' / 'stars'}", "x")
+        == 0
+    )
+    assert run("train-many", str(data), *common) == 2
+    assert "a task is NAME=DATA, found" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

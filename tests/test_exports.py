@@ -25,6 +25,7 @@ PUBLIC = {
     "predict_many",
     "register",
     "train",
+    "train_many",
 }
 
 

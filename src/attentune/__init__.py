@@ -23,6 +23,7 @@ from attentune.tuner import register
 if TYPE_CHECKING:
     from attentune.longformer import lengthen
     from attentune.predict import load, predict_many
+    from attentune.training.many import train_many
     from attentune.training.train import train
 
 __version__ = version("attentune")
@@ -46,6 +47,7 @@ __all__ = [
     "predict_many",
     "register",
     "train",
+    "train_many",
 ]
 
 for _method in BUILT_IN:
@@ -57,6 +59,7 @@ _LAZY = {
     "load": "attentune.predict",
     "predict_many": "attentune.predict",
     "train": "attentune.training.train",
+    "train_many": "attentune.training.many",
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from attentune.cli import adopt, compare, inspect, lengthen, merge, predict, search, serve, sources, train
+from attentune.cli import adopt, compare, inspect, lengthen, merge, predict, search, serve, sources, train, train_many
 from attentune.errors import AttentuneError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("train")(train.train_command)
+app.command("train-many")(train_many.train_many_command)
 app.command("search")(search.search_command)
 app.command("evaluate")(predict.evaluate_command)
 app.command("predict")(predict.predict_command)

@@ -126,21 +126,11 @@ def train(
         trainer.add_callback(Watcher(watch, metric))
     done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
     logits = {name: logits_of(trainer, learned, found) for name, found in features.items() if name != "train"}
-    learned = learned.fitted(logits["validation"], features["validation"], rows.validation)
-    known = {
-        name: Labelled(logits[name], features[name], split, logits[f"outside {name}"])
-        for name, split in (("validation", rows.validation), ("test", rows.test))
-        if split
-    }
-    calibration = calibrate(learned, known["validation"], chosen.task.out_of_scope, chosen.task.false_alarms)
-    judged = {name: judge(learned, calibration, given) for name, given in known.items()}
-    metrics: dict[str, Any] = {
-        **{name: one.scores for name, one in judged.items()},
-        "calibration": {name: one.trust for name, one in judged.items()},
-    }
+    learned, calibration, judged = certified(learned, rows, features, logits, chosen.task)
+    metrics = measured(judged)
     card = TaskCard(target.name, chosen.method, learned, rows.columns, origin, limit, chosen.task.pooling, calibration)
     if trainer.is_world_process_zero():
-        report(_told(calibration, judged))
+        report(told(calibration, judged))
         last = rows.test or rows.validation
         metrics["baseline"] = baseline(rows.kind, rows.train, last, rows.labels)
         metrics["run"] = {
@@ -149,7 +139,9 @@ def train(
             "seconds": round(time.perf_counter() - begin, 1),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         }
-        metrics |= mean_attention(model, tokenizer, learned, features["validation"], chosen.training.batch_size * 2)
+        metrics |= mean_attention(
+            model, "default", tokenizer, learned, features["validation"], chosen.training.batch_size * 2
+        )
         finish(model, origin.id)
         log = (checkpoints.folder / store.LOG).read_text(encoding="utf-8")
         store.write(target, cast("store.Saves", model), card, chosen.to_toml(), metrics, log)
@@ -157,6 +149,32 @@ def train(
     trackers.detach(trainer)
     trainer.accelerator.wait_for_everyone()
     return Result(target, card, metrics, (*rows.notes, *([note] if note else [])))
+
+
+def certified(
+    task: Task,
+    rows: Data,
+    features: Mapping[str, Sequence[Features]],
+    logits: Mapping[str, Sequence[Any]],
+    options: TaskOptions,
+) -> tuple[Task, Calibration, dict[str, Judgement]]:
+    """The task as its validation rows fit it, its calibration, and the judgement on each split."""
+    task = task.fitted(logits["validation"], features["validation"], rows.validation)
+    known = {
+        name: Labelled(logits[name], features[name], split, logits[f"outside {name}"])
+        for name, split in (("validation", rows.validation), ("test", rows.test))
+        if split
+    }
+    calibration = calibrate(task, known["validation"], options.out_of_scope, options.false_alarms)
+    return task, calibration, {name: judge(task, calibration, given) for name, given in known.items()}
+
+
+def measured(judged: Mapping[str, Judgement]) -> dict[str, Any]:
+    """Scores by split, and `calibration`: what they tell of trust."""
+    return {
+        **{name: one.scores for name, one in judged.items()},
+        "calibration": {name: one.trust for name, one in judged.items()},
+    }
 
 
 def changes_of(
@@ -167,7 +185,7 @@ def changes_of(
     return {**{key: value for key, value in named.items() if value is not None}, **overrides}
 
 
-def _told(calibration: Calibration, judged: Mapping[str, Judgement]) -> str:
+def told(calibration: Calibration, judged: Mapping[str, Judgement]) -> str:
     """One line on calibration."""
     name, last = list(judged.items())[-1]
     if last.after is None or last.before is None:

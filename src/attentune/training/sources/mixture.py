@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -87,12 +86,18 @@ def put_sources(model: nn.Module, adapter: str, sources: Tensor, paper: bool = F
 
 
 def mean_attention(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: Task, features: Sequence[Features], batch_size: int
+    model: Any,
+    adapter: str,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    features: Sequence[Features],
+    batch_size: int,
 ) -> dict[str, dict[str, float]]:
     """`attention`: the mean weight of every prompt over these rows, where the method mixes prompts."""
-    config: Any = model.peft_config["default"]
+    config: Any = model.peft_config[adapter]
     names = type(config).method.mixes(config)
     if not names:
         return {}
-    rows = prompt_weights(model.eval(), tokenizer, task, features, batch_size)
+    several = len(model.peft_config) > 1
+    rows = prompt_weights(model.eval(), tokenizer, task, features, batch_size, adapter if several else None)
     return {"attention": dict(zip(names, map(float, np.mean(rows, axis=0)), strict=True))}
