@@ -101,7 +101,7 @@ def test_replace_and_remove_leave_the_others_and_the_batch_in_flight(bert: Any, 
     bank.add("y", two)
     inputs = batch("bert", (9, 12))
     first = logits_of(bank, ["x", "y"], inputs)
-    held = bank.entry("x")
+    held = bank.hold("x")
     bank.add("x", two)
     second = logits_of(bank, ["x", "y"], inputs)
     assert second[1].equal(first[1])

@@ -16,8 +16,8 @@ ASKS = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 300)), min_siz
 
 
 def piece(task: str, length: int) -> Piece:
-    entry: Any = SimpleNamespace(name=task)
-    return Piece(entry, {"input_ids": [0] * length})
+    held: Any = SimpleNamespace(entry=SimpleNamespace(name=task))
+    return Piece(held, {"input_ids": [0] * length})
 
 
 def drained(batcher: Batcher) -> list[list[Piece]]:
@@ -43,7 +43,7 @@ def test_every_sequence_comes_once_within_the_limits(asks: list[tuple[str, int]]
         assert len(batch) == 1 or longest * len(batch) <= tokens
         assert all(p.length >= longest / 1.25 - 1 or longest <= 10 for p in batch)
         for task in "abcd":
-            mine = [pieces.index(p) for p in batch if p.entry.name == task]
+            mine = [pieces.index(p) for p in batch if p.held.entry.name == task]
             assert mine == sorted(mine)
 
 
@@ -53,7 +53,7 @@ def test_a_flood_delays_others_by_one_batch() -> None:
     batcher.put([piece("short", 10), piece("long", 200)])
     batches = drained(batcher)
     first = {
-        name: next(i for i, b in enumerate(batches) if any(p.entry.name == name for p in b))
+        name: next(i for i, b in enumerate(batches) if any(p.held.entry.name == name for p in b))
         for name in "short long".split()
     }
     assert first["short"] <= 2
@@ -65,7 +65,7 @@ def test_tasks_of_like_length_share_a_batch_in_turn() -> None:
     batcher.put([piece("a", 20) for _ in range(6)] + [piece("b", 21), piece("c", 20)])
     first = batcher.take()
     assert first is not None
-    assert [p.entry.name for p in first] == ["a", "b", "c", "a"]
+    assert [p.held.entry.name for p in first] == ["a", "b", "c", "a"]
 
 
 def test_a_lone_sequence_waits_for_company_and_not_longer() -> None:

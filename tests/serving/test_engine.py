@@ -93,7 +93,7 @@ def test_a_task_that_cannot_be_read_fails_alone(tiny_bert: Path, folders: dict[s
 
 
 def test_a_version_that_was_asked_answers(engine: Engine, folders: dict[str, Path], tiny_bert: Path) -> None:
-    old = engine.bank.entry("tone")
+    old = engine.bank.hold("tone")
     engine.bank.add("tone", folders["topic"])
     first, second = engine.answer([Ask(old, TEXTS[1]), Ask("tone", TEXTS[1])])
     assert near([first], alone(folders["tone"], TEXTS[1:2], tiny_bert))

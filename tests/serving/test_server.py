@@ -19,6 +19,7 @@ from attentune.serving.keys import Keys
 from attentune.serving.launch import application
 from attentune.serving.limits import Limits
 from serving.kit import adapter
+from serving.process import tar_of
 
 TEXTS = ["good film", "bad rain the plot is not good", "sun"]
 
@@ -53,13 +54,6 @@ def client(tiny_bert: Path, folder: Path) -> Iterator[TestClient]:
 
 def alone(folder: Path, backbone: Path, texts: list[str]) -> list[Any]:
     return attentune.load(folder, str(backbone)).predict(texts, batch_size=1)
-
-
-def tar_of(folder: Path) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        archive.add(folder, arcname=folder.name)
-    return buffer.getvalue()
 
 
 def predicted(client: TestClient, task: str, text: str = "good film") -> dict[str, Any]:

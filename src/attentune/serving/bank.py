@@ -20,7 +20,7 @@ from attentune.backbones import fingerprint, load_backbone, same_backbone
 from attentune.card import TaskCard
 from attentune.errors import ConfigError, StoreError, UnknownTaskError, UnsupportedError
 from attentune.heads import States, TaskOutput, assemble
-from attentune.method import METHODS, MethodConfig
+from attentune.method import METHODS, Group, MethodConfig
 from attentune.model import TaskModel
 from attentune.serving.head import Head
 from attentune.serving.shelf import Shelf, digest, frozen_tensors
@@ -42,6 +42,14 @@ class Entry:
     head: Head
     bytes: int
     """Of its row."""
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A version of a task with its row: what happens to the task or its folder meanwhile does not matter."""
+
+    entry: Entry
+    row: Tensor
 
 
 class Bank:
@@ -154,28 +162,33 @@ class Bank:
         del self._tasks[name]
         self.tiers.drop(entry)
 
-    def __call__(
-        self, input_ids: Tensor, attention_mask: Tensor, adapter_names: Sequence[str | Entry], **inputs: Tensor
-    ) -> TaskOutput:
-        """input_ids [B,T], attention_mask [B,T], a task (or an entry that was looked up before) a row -> logits.
+    def hold(self, task: str | Entry) -> Held:
+        """Fetch a task's row, from wherever it is, for batches to come.
 
         Raises:
-            UnknownTaskError: a task that is not in the bank.
-            StoreError: a cold task cannot be read.
+            UnknownTaskError: there is none of that name.
+            StoreError: it is cold and cannot be read.
         """
+        entry = self.entry(task) if isinstance(task, str) else task
+        return Held(entry, self.tiers.get(entry))
+
+    def __call__(
+        self, input_ids: Tensor, attention_mask: Tensor, adapter_names: Sequence[str | Held], **inputs: Tensor
+    ) -> TaskOutput:
+        """input_ids [B,T], attention_mask [B,T], a task (or a held one) a row -> logits; raises as `hold` does."""
         if len(adapter_names) != len(input_ids):
             raise UnsupportedError(
                 f"{len(adapter_names)} names were given for {len(input_ids)} rows; one each is wanted"
             )
-        entries = [self.entry(n) if isinstance(n, str) and n != BASE else n for n in adapter_names]
+        fetched = {n: self.hold(n) for n in dict.fromkeys(adapter_names) if isinstance(n, str) and n != BASE}
+        held = [n if isinstance(n, Held) else fetched.get(n) for n in adapter_names]
         device = self.model.device
-        rows: dict[Entry, Tensor] = {e: self.tiers.get(e) for e in dict.fromkeys(entries) if isinstance(e, Entry)}
         moved = {key: value.to(device) for key, value in inputs.items()}
         with self._running, torch.inference_mode():
-            request = RowRequest.given([str(n) for n in adapter_names], tuple(_groups(entries, rows, device)), device)
+            request = RowRequest.given([str(n) for n in adapter_names], tuple(_groups(held, device)), device)
             with requested(self.model, request):
                 states = self.model.states(input_ids.to(device), attention_mask.to(device), **moved)
-            return assemble(list(_answers(entries, rows, states)), states)
+            return assemble(list(_answers(held, states)), states)
 
     def _read(self, key: Hashable) -> Tensor:
         entry = cast("Entry", key)
@@ -229,7 +242,12 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     try:
         return load((folder / store.WEIGHTS).read_bytes())
     except Exception as error:  # safetensors raises its own type, which it does not export
-        raise StoreError(f"{folder / store.WEIGHTS} cannot be read: {str(error).splitlines()[0]}") from error
+        raise StoreError(f"the tensors of {folder.name} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, without where it lies."""
+    return error.strerror or "" if isinstance(error, OSError) else str(error).splitlines()[0]
 
 
 def _check_known(shelf: Shelf, head: Head, config: MethodConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -243,26 +261,24 @@ def _row(shelf: Shelf, head: Head, tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([shelf.row(tensors), head.row(tensors)])
 
 
-def _groups(entries: Sequence[Any], rows: Mapping[Entry, Tensor], device: torch.device) -> Iterable[Any]:
+def _groups(held: Sequence[Held | None], device: torch.device) -> Iterable[Group]:
     """The rows of each shelf together."""
     members: defaultdict[Shelf, list[int]] = defaultdict(list)
-    for i, entry in enumerate(entries):
-        if isinstance(entry, Entry):
-            members[entry.shelf].append(i)
-    bodies = {entry: row[: entry.shelf.size] for entry, row in rows.items()}
+    for i, one in enumerate(held):
+        if one is not None:
+            members[one.entry.shelf].append(i)
     for shelf, at in members.items():
-        whole = len(at) == len(entries)
-        index = None if whole else torch.tensor(at, device=device)
-        yield shelf.group([bodies[entries[i]] for i in at], index)
+        index = None if len(at) == len(held) else torch.tensor(at, device=device)
+        yield shelf.group([cast("Held", held[i]).row for i in at], index)
 
 
-def _answers(entries: Sequence[Any], rows: Mapping[Entry, Tensor], states: States) -> Iterable[tuple[Tensor, Tensor]]:
+def _answers(held: Sequence[Held | None], states: States) -> Iterable[tuple[Tensor, Tensor]]:
     """The rows of each kind of head together: (rows, logits)."""
     members: defaultdict[Head, list[int]] = defaultdict(list)
-    for i, entry in enumerate(entries):
-        if isinstance(entry, Entry):
-            members[entry.head].append(i)
-    heads = {entry: row[entry.shelf.size :] for entry, row in rows.items()}
+    for i, one in enumerate(held):
+        if one is not None:
+            members[one.entry.head].append(i)
+    heads = {id(one.row): one.row[one.entry.shelf.size :] for one in held if one is not None}
     for head, at in members.items():
         index = torch.tensor(at, device=states.last.device)
-        yield index, head.answer([heads[entries[i]] for i in at], index, states)
+        yield index, head.answer([heads[id(cast("Held", held[i]).row)] for i in at], index, states)

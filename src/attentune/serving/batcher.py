@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from attentune.errors import OverloadedError
-from attentune.serving.bank import Entry
+from attentune.serving.bank import Held
 from attentune.tasks.task import Inputs, Logits
 
 
@@ -19,7 +19,7 @@ from attentune.tasks.task import Inputs, Logits
 class Piece:
     """One sequence of one task."""
 
-    entry: Entry
+    held: Held
     inputs: Inputs
     logits: Future[Logits] = field(default_factory=lambda: Future[Logits]())
     """Cancelled, it leaves the queue without being run."""
@@ -68,7 +68,7 @@ class Batcher:
             if self._count + len(pieces) > self.queue:
                 raise OverloadedError(f"{self._count} sequences are waiting and at most {self.queue} may; try later")
             for piece in pieces:
-                task = piece.entry.name
+                task = piece.held.entry.name
                 self._buckets.setdefault(piece.bucket, OrderedDict()).setdefault(task, deque()).append(piece)
                 self._turns.setdefault(task)
                 self._tokens += piece.length

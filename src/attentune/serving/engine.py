@@ -17,7 +17,7 @@ from attentune.backbones import load_tokenizer
 from attentune.batches import joined, logits_by_sequence
 from attentune.confidence import answers, check_wishes
 from attentune.errors import AttentuneError
-from attentune.serving.bank import Bank, Entry
+from attentune.serving.bank import Bank, Entry, Held
 from attentune.serving.batcher import Batcher, Piece
 from attentune.tasks import Answer, Features
 from attentune.tasks.inputs import Input, as_row
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class Ask:
     """One input for one task, and what is wished of the answer: see `Adapter.predict`."""
 
-    task: str | Entry
+    task: str | Held
     input: Input
     abstain_at: float | None = None
     coverage: float | None = None
@@ -122,21 +122,31 @@ class Engine:
 
     def _encode(self, asks: Sequence[Ask], futures: Sequence[Future[Answer]]) -> Iterable[_Waiting]:
         """Tokenise the asks of each task together; one that cannot be read gets its error and no place."""
-        by_task: defaultdict[Entry, list[int]] = defaultdict(list)
+        by_task: defaultdict[str | Entry, list[int]] = defaultdict(list)
         for i, ask in enumerate(asks):
+            by_task[ask.task if isinstance(ask.task, str) else ask.task.entry].append(i)
+        for places in by_task.values():
+            at: list[int] = []
+            task = asks[places[0]].task
             try:
-                entry = self.bank.entry(ask.task) if isinstance(ask.task, str) else ask.task
-                check_wishes(entry.card.task, entry.card.calibration, ask.abstain_at, ask.coverage)
-                by_task[entry].append(i)
+                held = self.bank.hold(task) if isinstance(task, str) else task
             except AttentuneError as error:
-                futures[i].set_exception(error)
-        for entry, at in by_task.items():
-            for i, features in zip(at, self._features(entry, [asks[i].input for i in at]), strict=True):
+                for i in places:
+                    futures[i].set_exception(error)
+                continue
+            card = held.entry.card
+            for i in places:
+                try:
+                    check_wishes(card.task, card.calibration, asks[i].abstain_at, asks[i].coverage)
+                    at.append(i)
+                except AttentuneError as error:
+                    futures[i].set_exception(error)
+            for i, features in zip(at, self._features(held.entry, [asks[i].input for i in at]), strict=True):
                 if isinstance(features, AttentuneError):
                     futures[i].set_exception(features)
                     continue
-                pieces = [Piece(entry, sequence) for sequence in features.sequences]
-                yield _Waiting(asks[i], entry, features, pieces, futures[i])
+                pieces = [Piece(held, sequence) for sequence in features.sequences]
+                yield _Waiting(asks[i], held.entry, features, pieces, futures[i])
 
     def _features(self, entry: Entry, inputs: Sequence[Input]) -> Sequence[Features | AttentuneError]:
         card = entry.card
@@ -194,7 +204,7 @@ class Engine:
         except Exception as error:
             if len(batch) == 1:
                 if not isinstance(error, AttentuneError):
-                    log.exception("a sequence of task %r could not be run", batch[0].entry.name)
+                    log.exception("a sequence of task %r could not be run", batch[0].held.entry.name)
                 batch[0].logits.set_exception(error)
                 return
             for piece in batch:
@@ -208,7 +218,7 @@ class Engine:
                 rows=len(batch),
                 tokens=sum(lengths),
                 padded=max(lengths) * len(batch),
-                tasks=len({piece.entry.name for piece in batch}),
+                tasks=len({piece.held.entry.name for piece in batch}),
                 waited=begin - min(piece.arrived for piece in batch),
                 seconds=time.monotonic() - begin,
             )
@@ -218,7 +228,7 @@ class Engine:
         sequences = [piece.inputs for piece in batch]
         inputs = pad_inputs(sequences, self.tokenizer)
         ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
-        out = self.bank(ids, mask, [piece.entry for piece in batch], **inputs)
+        out = self.bank(ids, mask, [piece.held for piece in batch], **inputs)
         assert out.logits is not None
-        tasks = [piece.entry.card.task for piece in batch]
+        tasks = [piece.held.entry.card.task for piece in batch]
         return logits_by_sequence(out.logits.float().cpu().numpy(), sequences, tasks)

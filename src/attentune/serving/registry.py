@@ -23,7 +23,7 @@ from pathlib import Path
 
 from attentune import store
 from attentune.errors import AttentuneError, ConfigError, StoreError, UnknownTaskError
-from attentune.serving.bank import Bank, Entry
+from attentune.serving.bank import Bank, Entry, Held
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -76,15 +76,34 @@ class Registry:
             raise UnknownTaskError(f"there is no task {name!r}")
         return found
 
-    def route(self, name: str) -> tuple[Entry, Entry | None]:
-        """The version that answers this ask, and the one that answers along unheard."""
-        served = self.task(name)
+    def route(self, name: str) -> tuple[Held, Held | None]:
+        """The version that answers this ask, and the one that answers along unheard.
+
+        Raises:
+            UnknownTaskError: there is no such task.
+            StoreError: its row cannot be read.
+        """
+        while True:
+            served = self.task(name)
+            heard, unheard = self._chosen(served)
+            try:
+                return self.bank.hold(heard.entry), None if unheard is None else self.bank.hold(unheard.entry)
+            except StoreError:
+                # A version that was cold and has moved meanwhile: its place is another one now.
+                if self._tasks.get(name) is served and self._serves(served, heard, unheard):
+                    raise
+
+    def _chosen(self, served: Served) -> tuple[Version, Version | None]:
         trial = served.trial
         if trial is None:
-            return served.active.entry, None
+            return served.active, None
         if trial.shadow:
-            return served.active.entry, trial.version.entry
-        return (trial.version if self._draw.random() < trial.share else served.active).entry, None
+            return served.active, trial.version
+        return (trial.version if self._draw.random() < trial.share else served.active), None
+
+    def _serves(self, served: Served, *versions: Version | None) -> bool:
+        there = (served.active, served.trial.version if served.trial else None)
+        return all(version is None or version in there for version in versions)
 
     def scan(self, report: Callable[[str], None] = lambda line: None) -> None:
         """Make the tasks those of the folder: new and changed ones are loaded, vanished ones go.
@@ -117,6 +136,9 @@ class Registry:
         try:
             shutil.copytree(source, incoming)
             entry = self.bank.stage(name, incoming)
+        except AttentuneError as error:
+            shutil.rmtree(incoming, ignore_errors=True)
+            raise type(error)(str(error).replace(str(incoming), name).replace(incoming.name, name)) from error
         except Exception:
             shutil.rmtree(incoming, ignore_errors=True)
             raise

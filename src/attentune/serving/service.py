@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from attentune.errors import UnknownTaskError
+from attentune.errors import AttentuneError, UnknownTaskError
 from attentune.serving.engine import Ask, Engine
 from attentune.serving.keys import Key
 from attentune.serving.limits import Limits
@@ -58,21 +58,8 @@ class Service:
             raise Refused(
                 413, f"{len(wanted)} answers asked for; one request may ask for {self.limits.max_client_batch_size}"
             )
-        asks: list[Ask] = []
-        shadows: list[tuple[int, Ask]] = []
         failed: dict[int, Exception] = {}
-        places: list[int] = []
-        for i, one in enumerate(wanted):
-            try:
-                self.visible(key, one.task)
-                entry, shadow = self.registry.route(one.task)
-            except UnknownTaskError as error:
-                failed[i] = error
-                continue
-            places.append(i)
-            asks.append(Ask(entry, one.input, one.abstain_at, one.coverage))
-            if shadow is not None:
-                shadows.append((len(asks) - 1, Ask(shadow, one.input)))
+        asks, places, shadows = await run_in_threadpool(self._route, wanted, key, failed)
         futures = await run_in_threadpool(self.engine.submit, [*asks, *(ask for _, ask in shadows)])
         for (heard, _), unheard in zip(shadows, futures[len(asks) :], strict=True):
             self._compare(wanted[places[heard]].task, futures[heard], unheard)
@@ -85,6 +72,26 @@ class Service:
         for i, future in found.items():
             future.add_done_callback(lambda done, task=wanted[i].task: self._count(task, done))
         return [found[i] for i in range(len(wanted))]
+
+    def _route(
+        self, wanted: Sequence[Wanted], key: Key, failed: dict[int, Exception]
+    ) -> tuple[list[Ask], list[int], list[tuple[int, Ask]]]:
+        """Asks, which of the wanted each is for, and (which ask, its shadow)."""
+        asks: list[Ask] = []
+        places: list[int] = []
+        shadows: list[tuple[int, Ask]] = []
+        for i, one in enumerate(wanted):
+            try:
+                self.visible(key, one.task)
+                held, shadow = self.registry.route(one.task)
+            except AttentuneError as error:
+                failed[i] = error
+                continue
+            places.append(i)
+            asks.append(Ask(held, one.input, one.abstain_at, one.coverage))
+            if shadow is not None:
+                shadows.append((len(asks) - 1, Ask(shadow, one.input)))
+        return asks, places, shadows
 
     async def each(self, wanted: Sequence[Wanted], key: Key) -> AsyncIterator[dict[str, Any]]:
         """{"index", "task", "answer"} or {"index", "task", "error"} in the order in which they are done."""
