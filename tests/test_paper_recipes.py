@@ -29,12 +29,14 @@ STANDINS = {
     "FacebookAI/roberta-base": "roberta",
     "google-bert/bert-large-cased": "bert",
     "allenai/longformer-base-4096": "longformer",
+    "openai-community/gpt2": "gpt2",
+    "google-t5/t5-base": "t5",
 }
 """Hub id -> its kind in the zoo."""
 COLUMNS: dict[str, dict[str, Any]] = {
     "nyu-mll/glue:sst2": {"sentence": "rain the film", "label": 1, "idx": 0},
     "nyu-mll/glue:mnli": {"premise": "the film", "hypothesis": "rain", "label": 2, "idx": 0},
-    "nyu-mll/glue:cola": {"sentence": "sun the film", "label": 1, "idx": 0},
+    "nyu-mll/glue:cola": {"sentence": "sun the film", "label": "acceptable", "idx": 0},
     "nyu-mll/glue:stsb": {"sentence1": "the film", "sentence2": "a plot", "label": 3.8, "idx": 0},
     "nyu-mll/glue:mrpc": {"sentence1": "the film", "sentence2": "a plot", "label": 1, "idx": 0},
     "eriktks/conll2003": {
@@ -47,6 +49,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "SetFit/20_newsgroups": {"text": "the film", "label": 7, "label_text": "rec.autos"},
     "jonathanli/hyperpartisan-longformer-split": {"text": "the film", "label": True},
     "ccdv/arxiv-classification:no_ref": {"text": "the film", "label": 3},
+    "GEM/web_nlg:en": {"gem_id": "1", "input": "Anna visits river", "target": "the river", "category": "film"},
 }
 """Data set -> a row with the columns of its hub page, told in words of ours."""
 
@@ -72,17 +75,20 @@ def save_standin(kind: str, folder: Path) -> Path:
         torch.manual_seed(0)
         animal.build().save_pretrained(folder)
     (first, last), pair = animal.specials, kind != "bert"
+    whole = {"gpt2": "$A", "t5": "$A <last>"}.get(kind, "<first> $A <last>")
     taken = {first: "<first>", last: "<last>", animal.pad: "<pad>", 138: "<unk>"}
     words = iter("the film plot rain sun a good bad Anna visits river".split())
     vocabulary = {taken.get(i) or next(words, f"w{i}"): i for i in range(140)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.post_processor = TemplateProcessing(
-        "<first> $A <last>",
+        whole,
         f"<first> $A <last>{' <last>' * pair} $B <last>",
         [("<first>", first), ("<last>", last)],
     )
     names = {"cls_token": "<first>", "sep_token": "<last>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    if animal.generates:
+        names = {"eos_token": "<last>", "pad_token": "<pad>", "unk_token": "<unk>"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     return folder
 
@@ -98,7 +104,7 @@ def tiny_data(name: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_every_method_has_its_papers() -> None:
-    assert {name.split("/")[0] for name in FILES} >= {"tiny_attention", "pasta", "prefix_propagation", "kernel_mix"}
+    assert {name.split("/")[0] for name in FILES} == set(list(METHODS)[:5])
     assert {read_recipe(f"papers/{name}").task.data for name in FILES} == set(COLUMNS)
 
 
@@ -123,6 +129,8 @@ def test_one_step(name: str, standin: Any, tmp_path: Path) -> None:
     assert recipe.training.backbone
     assert recipe.task.data
     options: dict[str, Any] = {"epochs": 1, "warmup": 0}  # in thousands of warmup steps the first one is nothing
+    if recipe.task.kind == "generation":
+        options["max_new_tokens"] = 4  # the stand-in has few positions
     folder = standin(recipe.training.backbone)
     result = train(tiny_data(recipe.task.data), None, tmp_path / "a", folder, f"papers/{name}", **options)
     assert result.metrics["run"]["steps"] == 1
