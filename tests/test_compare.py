@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,13 +23,15 @@ from attentune.cli import main
 from attentune.comparison.compare import compare, plan, read_plan
 from attentune.comparison.contenders import build, contender, grid, names, options_of, peft_config, recipe_for
 from attentune.comparison.measure import middle
+from attentune.comparison.pictures import amount, pareto
 from attentune.comparison.plan import Conditions, Run, Schedule
 from attentune.comparison.probe import Batch, regress
+from attentune.comparison.report import estimate, shade, signed
 from attentune.comparison.run import execute, read
 from attentune.comparison.sets import load_set
 from attentune.comparison.summary import summarise
 from attentune.errors import ConfigError, StoreError, UnsupportedError
-from attentune.evaluation.statistics import score
+from attentune.evaluation.statistics import Estimate, score
 from attentune.methods import METHODS
 from attentune.tasks import Classification, Regression, task_of
 
@@ -134,24 +137,35 @@ def test_a_failure_is_a_record(sets: Path, tiny_bert: Path, tmp_path: Path) -> N
     assert found.tasks == ()
 
 
-def test_rates_are_chosen_on_validation_and_runs_never_repeated(sets: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"rates": 2, "seeds": 2}
-    data, methods = [str(sets / "tone"), str(sets / "mood")], ["pasta", "probe"]
-    lines: list[str] = []
-    compare(data, methods, tmp_path, quick(tiny_bert), **given, report=lines.append)
+@pytest.fixture(scope="module")
+def compared(sets: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks, two contenders, two rates, two seeds; the lines of progress in `lines.txt`."""
+    folder, lines = tmp_path_factory.mktemp("compared"), list[str]()
+    compare(*both(sets), folder, quick(tiny_bert), rates=2, report=lines.append)
+    (folder / "lines.txt").write_text("\n".join(lines))
+    return folder
+
+
+def both(sets: Path) -> tuple[list[str], list[str]]:
+    return [str(sets / "tone"), str(sets / "mood")], ["pasta", "probe"]
+
+
+def test_rates_are_chosen_on_validation_and_runs_never_repeated(sets: Path, tiny_bert: Path, compared: Path) -> None:
+    lines = (compared / "lines.txt").read_text().splitlines()
     # 2 rates and a second seed; the probe once
     assert len(lines) == len(set(lines)) == 2 * (3 + 1)
-    records = read(tmp_path / "runs")
+    records = read(compared / "runs")
     validation = {key: record["attentune"]["validation"] for key, record in records.items()}
-    for cell in read_plan(tmp_path):
+    for cell in read_plan(compared):
         counted = cell.counted(validation)
         chosen = counted[0][0].rate
         means = {rate: np.mean([validation[run.hash] for run in cell.runs(rate, 0)]) for rate in cell.rates}
         assert means[chosen] == max(means.values())
         assert len(counted) == (1 if cell.first.contender == "probe" else 2)
-    compare(data, methods, tmp_path, quick(tiny_bert), **given, report=lines.append)
-    assert len(lines) == 8
-    found = summarise(tmp_path)
+    again: list[str] = []
+    compare(*both(sets), compared, quick(tiny_bert), rates=2, report=again.append)
+    assert again == []
+    found = summarise(compared)
     assert (found.done, found.left) == (8, 0)
     assert [(task.name, task.metric, task.folds) for task in found.tasks] == [
         ("tone", "accuracy", 1),
@@ -162,6 +176,75 @@ def test_rates_are_chosen_on_validation_and_runs_never_repeated(sets: Path, tiny
         for line in task.lines:
             assert line.score.low <= line.score.value <= line.score.high
             assert (line.against is None) == (line.contender == task.reference)
+
+
+def test_the_report_needs_nothing_else(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["compare", "--report", "--output", str(compared)])
+    assert end.value.code == 0
+    shown = capsys.readouterr()
+    assert "linear probe" in shown.out
+    assert "8 runs, 0 left" in shown.err
+    page = (compared / "report.html").read_text()
+    assert page.count("<svg") == 2 * 4
+    assert not re.search(r'(src|href)="(?!#)|<script|<link|@import', page)
+    for words in ("Rank over tasks", "tone: accuracy", "mood: accuracy", "PASTA", "linear probe", "Paired differences"):
+        assert words in page
+    for column in ("against linear probe", "95 %", "saved", "trained", "seconds", "memory", "32 texts", "ECE after"):
+        assert f">{column}</th>" in page
+    text = (compared / "report.md").read_text()
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 1 + 2 * 2 + 1
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table
+    assert "\n\n\n" not in text
+
+
+def test_the_report_as_json(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "--report", "--json", "--output", str(compared)])
+    found = json.loads(capsys.readouterr().out)
+    assert [task["name"] for task in found["tasks"]] == ["tone", "mood"]
+    line = found["tasks"][0]["lines"][0]
+    assert {"contender", "score", "against", "bytes", "trained", "seconds", "memory", "latency", "ece"} <= set(line)
+    assert found["done"] == 8
+
+
+def test_refused_together(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--report", "demo:intent"], []):
+        with pytest.raises(SystemExit) as end:
+            main(["compare", *arguments, "--output", str(compared)])
+        assert end.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_pareto_is_what_nobody_beats() -> None:
+    costs, found = [3.0, 1.0, 2.0, 2.0, 5.0], [0.9, 0.5, 0.7, 0.8, 0.9]
+    nobody_beats = [
+        i for i in range(5)
+        if not any(
+            costs[j] <= costs[i] and found[j] >= found[i] and (costs[j], found[j]) != (costs[i], found[i])
+            for j in range(5)
+        )
+    ]  # fmt: skip
+    assert sorted(pareto(costs, found)) == nobody_beats == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(304_416, "bytes", "304 kB"), (90_874_488, "bytes", "90.9 MB"), (7, "bytes", "7 B"), (0.8, "ms", "800 µs"),
+     (12.34, "ms", "12.3 ms"), (2500, "ms", "2.5 s"), (0, "ms", "0 µs")],
+)  # fmt: skip
+def test_amounts_read_well(value: float, unit: str, text: str) -> None:
+    assert amount(value, unit) == text
+
+
+def test_differences_read_well() -> None:
+    assert estimate(Estimate(0.0123, -0.004, 0.02)) == "+0.012 (−0.004 to +0.020)"
+    assert signed(-0.0001) == "0"
+    pairs = {"a": {"b": Estimate(0.2, 0.1, 0.3)}, "b": {"a": Estimate(-0.2, -0.3, -0.1)}}
+    assert shade(Estimate(0.01, -0.1, 0.1), pairs) == ""
+    assert "50%" in shade(pairs["a"]["b"], pairs)
 
 
 def test_folds_make_one_score(sets: Path, tiny_bert: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def compare_command(
     from attentune.comparison.compare import compare
     from attentune.comparison.contenders import names
     from attentune.comparison.plan import Conditions
-    from attentune.comparison.summary import summarise
+    from attentune.comparison.report import report as draw
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -70,7 +70,7 @@ def compare_command(
             ray_address=ray,
             report=(lambda line: None) if json else show.progress,
         )
-    summary = summarise(output)
+    summary = draw(output)
     if json:
         show.as_json(asdict(summary))
         return
@@ -80,3 +80,4 @@ def compare_command(
             for x in task.lines
         ]
         show.table(["contender", task.metric, "95 %", "rate", "bytes", "seconds"], lines, task.name)
+    show.progress(f"{output / 'report.html'} and report.md: {summary.done} runs, {summary.left} left")

@@ -95,7 +95,8 @@ def contender(name: str) -> Contender:
         return OTHERS[name]
     if name not in METHODS:
         raise ConfigError(f"no contender {name!r}; there are {', '.join(names())}")
-    return Contender(name, name.replace("_", "-"), None, {})
+    title, colon, _ = (METHODS[name].config.__doc__ or "").partition(":")
+    return Contender(name, title if colon else name, None, {})
 
 
 def recipe_for(name: str, kind: str, pair: bool, conditions: Conditions) -> Recipe:

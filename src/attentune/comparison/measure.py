@@ -59,7 +59,8 @@ def latency(
 ) -> dict[str, dict[str, float]]:
     """Batch name -> model name -> median milliseconds of one call, after two to warm up.
 
-    The models take turns, so that whatever else the machine does meets all of them.
+    The models take turns, so that whatever else the machine does meets all of them; `ratio` is the median of the first
+    model's time over the second's, turn by turn.
     """
     found: dict[str, dict[str, float]] = {}
     for batch_name, batch in batches.items():
@@ -74,6 +75,8 @@ def latency(
                 if turn >= 2:
                     seconds[name].append(time.perf_counter() - begin)
         found[batch_name] = {name: round(1000 * statistics.median(times), 4) for name, times in seconds.items()}
+        first, second, *_ = seconds.values()
+        found[batch_name]["ratio"] = round(statistics.median(a / b for a, b in zip(first, second, strict=True)), 4)
     return found
 
 

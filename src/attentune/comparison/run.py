@@ -248,10 +248,8 @@ class _Fit:
             name: {key: x.to(device) for key, x in pad_inputs(some, self.tokenizer).items()}
             for name, some in chosen.items()
         }
-        found = measure.latency(
-            {"tuned": lambda b: tuned(**b), "bare": lambda b: bare(**b)}, batches, {"batch_1": 30, "batch_32": 10}
-        )
-        return {name: {**ms, "ratio": round(ms["tuned"] / ms["bare"], 4)} for name, ms in found.items()}
+        models = {"tuned": lambda b: tuned(**b), "bare": lambda b: bare(**b)}
+        return measure.latency(models, batches, {"batch_1": 30, "batch_32": 10})
 
 
 def write(folder: Path, run: Run, record: Record) -> Path:

@@ -39,6 +39,10 @@ class Line:
     """Peak bytes of the training process (of the GPU where there is one)."""
     latency: dict[str, dict[str, float]]
     """Batch -> milliseconds `tuned`, `bare`, and their `ratio`."""
+    ece: float | None
+    """Expected calibration error of the test rows; None for a kind of task that states no probabilities."""
+    ece_after: float | None
+    """With the temperature that was fitted on validation."""
 
 
 @dataclass(frozen=True)
@@ -157,11 +161,18 @@ def _line(name: str, seeds: Counted, score: Estimate, against: Estimate | None) 
         seconds=mean(one["train_time"] for one in info),
         memory=max(one["accelerator_memory_max"] for one in info) or max(one["memory_max"] for one in ours),
         latency={batch: _mean_latency(batch, ours) for batch in ours[0]["latency_ms"]},
+        ece=_mean_error("ece", ours),
+        ece_after=_mean_error("ece_after", ours),
     )
 
 
 def _mean_latency(batch: str, ours: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {key: mean(one["latency_ms"][batch][key] for one in ours) for key in ours[0]["latency_ms"][batch]}
+
+
+def _mean_error(name: str, ours: Sequence[dict[str, Any]]) -> float | None:
+    found = [one["calibration"][name] for one in ours if one["calibration"] is not None]
+    return mean(found) if found else None
 
 
 def _curve(cell: Cell, validation: dict[str, float | None]) -> Curve | None:
