@@ -5,7 +5,7 @@ All have the same backbone, the same linear head on the same states, and the res
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import peft
 import torch
@@ -18,12 +18,11 @@ from attentune.anatomy import stacks_of
 from attentune.comparison.plain import Plain, is_pooler
 from attentune.comparison.plan import Conditions
 from attentune.errors import ConfigError, UnsupportedError
-from attentune.heads import HeadConfig
 from attentune.methods import METHODS
 from attentune.model import TaskModel
 from attentune.tasks import Task
 from attentune.training.recipe import Recipe, shipped_recipe
-from attentune.training.train import adapt, beside, finish, longest
+from attentune.training.train import adapt, beside, finish, head_of, longest
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,7 @@ def build(name: str, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         backbone.float().requires_grad_(True)
     elif name == "bitfit":
         _free_biases(backbone.float())
-    pooling = cast("Any", recipe.task.pooling)
-    plain = Plain(backbone, HeadConfig(task.head, task.num_outputs, pooling, recipe.task.dropout), prompt)
+    plain = Plain(backbone, head_of(task, tokenizer, recipe.task), prompt)
     given = None if config is None else {key: _plain_value(value) for key, value in config.to_dict().items()}
     return Tuned(plain, limit, given, lambda: _kept(plain))
 
@@ -169,7 +167,7 @@ def _own(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, 
         return get_peft_model_state_dict(model)
 
     config = {key: _plain_value(value) for key, value in model.peft_config["default"].to_dict().items()}
-    return Tuned(model, longest(model, recipe, tokenizer), config, kept)
+    return Tuned(model, longest(model, task, recipe, tokenizer), config, kept)
 
 
 def _with_peft(backbone: PreTrainedModel, config: Any) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import save
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import SaveStrategy
 
 from attentune.backbones import hub_id, load_backbone, load_tokenizer, revision
@@ -35,7 +35,7 @@ from attentune.evaluation.calibration import scores as calibration_scores
 from attentune.store import LOG
 from attentune.tasks import Data, Task, task_of
 from attentune.tasks.task import Logits, pad_inputs
-from attentune.training.loop import arguments, build_trainer, logits_of
+from attentune.training.loop import TaskTrainer, arguments, build_trainer, logits_of
 from attentune.training.recipe import Recipe
 
 Record = dict[str, Any]
@@ -79,7 +79,7 @@ def _succeed(run: Run) -> Record:
     if run.rate is not None:
         changes["training.learning_rate"] = run.rate
     with TemporaryDirectory(prefix="attentune-run-") as folder:
-        task = task_of(chosen.data, recipe.task.stride, recipe.task.answer_length)
+        task = task_of(data, recipe.task.stride, recipe.task.answer_length)
         return _Fit(run, data, task, recipe.override(changes)).record(Path(folder))
 
 
@@ -159,14 +159,15 @@ class _Fit:
             },
         }
 
-    def _scored(self, trainer: Trainer) -> Record:
+    def _scored(self, trainer: TaskTrainer) -> Record:
         """What the answers of validation and test are worth."""
         main = self.task.main_metric
         known, logits = (logits_of(trainer, self.task, features) for features in (self.validation, self.test))
-        validation = self.task.score(self.task.decode(known, self.validation), self.data.validation)
-        answers = self.task.decode(logits, self.test)
-        test = self.task.score(answers, self.data.test)
-        form, statistics = by_row(self.task, answers, self.data.test)
+        task = self.task.fitted(known, self.validation, self.data.validation)
+        validation = task.score(task.decode(known, self.validation), self.data.validation)
+        answers = task.decode(logits, self.test)
+        test = task.score(answers, self.data.test)
+        form, statistics = by_row(task, answers, self.data.test)
         return {
             "metric": main,
             "validation": validation[main],
@@ -206,7 +207,7 @@ class _Fit:
         }
         return [*entries, last]
 
-    def _trainer(self, folder: Path) -> Trainer:
+    def _trainer(self, folder: Path) -> TaskTrainer:
         args = arguments(folder, self.recipe.training, self.task.main_metric)
         args.save_strategy, args.load_best_model_at_end = SaveStrategy.NO, False
         return build_trainer(
@@ -220,13 +221,14 @@ class _Fit:
             report=lambda line: None,
         )
 
-    def _learn(self, trainer: Trainer) -> str:
+    def _learn(self, trainer: TaskTrainer) -> str:
         """Train in place; the note says what a probe chose."""
         if not contender(self.run.contender).trained:
 
             def validate() -> float:
-                answers = self.task.decode(logits_of(trainer, self.task, self.validation), self.validation)
-                return self.task.score(answers, self.data.validation)[self.task.main_metric]
+                logits = logits_of(trainer, self.task, self.validation)
+                task = self.task.fitted(logits, self.validation, self.data.validation)
+                return task.score(task.decode(logits, self.validation), self.data.validation)[task.main_metric]
 
             return probe.fit(cast("Plain", trainer.model), self.task, self.tokenizer, self.train, validate)
         best = Best(self.task.main_metric, 1.0 if trainer.args.greater_is_better else -1.0)
