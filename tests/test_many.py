@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_sources import library  # noqa: F401
+from test_sources import library  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from test_train import FOLDER, QUICK, rows_of
 from torch import Tensor
 from transformers import TrainerCallback
@@ -15,11 +15,11 @@ from transformers import TrainerCallback
 import attentune
 from attentune import AttemptConfig, HeadConfig, TaskModel, store
 from attentune.backbones import load_backbone, load_tokenizer
+from attentune.card import Backbone, TaskCard
 from attentune.errors import ConfigError, UnsupportedError
 from attentune.method import Frame
 from attentune.methods.attempt import METHOD, edit_prompt
 from attentune.predict import Job
-from attentune.store import Backbone, TaskCard
 from attentune.tasks import load_data, task_of
 from attentune.training.many import train_many
 from attentune.training.together import Part, collate_mixed, row_losses, share
@@ -213,8 +213,9 @@ def test_what_cannot_be_trained_together(tiny_bert: Path, tmp_path: Path) -> Non
         with pytest.raises(ConfigError, match="a task's name is that of its folder"):
             train_many({name: rows}, tmp_path / "all", where)
     written = [{"source": f"the film {i}", "target": f"good {i}"} for i in range(8)]
+    kind: dict[str, Any] = {"task.kind": "generation"}
     with pytest.raises(UnsupportedError, match="'b' writes texts"):
-        train_many({"b": written}, tmp_path / "all", where, **{"task.kind": "generation"})
+        train_many({"b": written}, tmp_path / "all", where, **kind)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,17 +16,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from attentune import store
 from attentune.backbones import fingerprint, hub_id, load_backbone, load_tokenizer, revision
+from attentune.card import Backbone, TaskCard
 from attentune.confidence import check_scope
 from attentune.errors import ConfigError, UnsupportedError
 from attentune.methods import METHODS
 from attentune.model import TaskModel
-from attentune.store import Backbone, TaskCard
 from attentune.tasks import Data, Task
 from attentune.tasks.draw import few
 from attentune.tasks.sources import Source
 from attentune.training import trackers
 from attentune.training.baseline import baseline
-from attentune.training.loop import Checkpoints, arguments
+from attentune.training.checkpoints import Checkpoints
+from attentune.training.loop import arguments
 from attentune.training.recipe import Recipe
 from attentune.training.sources.mixture import mean_attention, put_sources, take_sources
 from attentune.training.together import MEAN, MixedTrainer, OneOf, Part, build_mixed_trainer, share

@@ -18,11 +18,11 @@ from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from attentune import store
+from attentune.card import TaskCard
 from attentune.evaluation.metrics import Scores
 from attentune.model import TaskModel
 from attentune.predict import Job, Predictor
 from attentune.sites import AdapterLayer
-from attentune.store import TaskCard
 from attentune.tasks import Features, Task
 from attentune.tasks.sources import Row
 from attentune.tasks.task import pack, pad_inputs
