@@ -43,7 +43,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"tone": (40, 12, 200), "mood": (24, 12, 200)}
     kinds = {
         "tone": "classification", "mood": "classification", "grade": "regression", "pair": "pair", "many": "multilabel",
-        "tags": "tagging",
+        "tags": "tagging", "choices": "multiple_choice",
     }  # fmt: skip
     for name, kind in kinds.items():
         (root / name).mkdir()
@@ -79,7 +79,7 @@ def test_every_contender_runs(sets: Path, tiny_bert: Path, name: str) -> None:
     assert all(ms[what] > 0 for ms in ours["latency_ms"].values() for what in ("tuned", "bare", "ratio"))
 
 
-@pytest.mark.parametrize("kind", ["grade", "pair", "many", "tags"])
+@pytest.mark.parametrize("kind", ["grade", "pair", "many", "tags", "choices"])
 @pytest.mark.parametrize("name", ["pasta", "probe", "lora"])
 def test_every_kind_of_task(sets: Path, tiny_bert: Path, kind: str, name: str) -> None:
     """What is kept of the rows makes the task's own score again."""
