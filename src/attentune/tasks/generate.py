@@ -76,12 +76,8 @@ class Generation(Task):
             raise UnsupportedError(
                 "a text that has to be cut needs a fast tokenizer, which knows where its tokens stand"
             )
-        ends = [
-            end
-            for _, end in tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-                "offset_mapping"
-            ]
-        ]
+        plain = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ends = [end for _, end in plain["offset_mapping"]]
         while len(ids) > limit:
             ends = ends[: limit - len(ids)]
             if not ends:
@@ -96,10 +92,8 @@ class Generation(Task):
 
     def _answer_ids(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         """The reference and the sign that it ends; of one that is too long the beginning, which has no end."""
-        ids = cast(
-            "list[int]",
-            tokenizer(text_target=text, add_special_tokens=not self.decoder_only, verbose=False)["input_ids"],
-        )
+        encoded = tokenizer(text_target=text, add_special_tokens=not self.decoder_only, verbose=False)
+        ids = cast("list[int]", encoded["input_ids"])
         end = tokenizer.eos_token_id
         if not isinstance(end, int):
             raise ConfigError("the tokenizer has no token that ends a text, which generation needs")
