@@ -37,8 +37,8 @@ TARGETS = ("tweet_irony", "mrpc", "cb", "cola")
 METRICS = {"tweet_irony": "macro_f1", "mrpc": "accuracy", "cb": "macro_f1", "cola": "matthews"}
 SIZES = (32, 128)
 TEST_ROWS = 500
-STEPS, BATCH = 80, 16
-RATES = (0.01, 0.03, 0.1)
+STEPS, BATCH = 64, 16
+RATES = (0.01, 0.05)
 LENGTH = 8
 CONTENDERS: dict[str, dict[str, Any]] = {
     "scratch": {"attention": "none", "sources": 0},
