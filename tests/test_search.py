@@ -95,6 +95,9 @@ def test_the_search_begins_with_the_recipes() -> None:
         recipe = shipped_recipe("classification", start["method"])
         assert found.method == start["method"]
         assert found.training.learning_rate == pytest.approx(recipe.training.learning_rate)
+        assert found.training.head_learning_rate == pytest.approx(recipe.training.head_learning_rate)
+        assert found.task.pooling == recipe.task.pooling
+        assert "layers_to_transform" not in found.options
 
 
 def test_a_trial_that_falls_behind_is_given_up(tiny_bert: Path) -> None:

@@ -30,7 +30,7 @@ class PastaConfig(MethodConfig):
         default=4,
         metadata={
             "help": "S: how many special tokens of a row get a vector (BERT pairs 3, RoBERTa pairs 4)",
-            "search": (1, 2, 3),
+            "search": (2, 3, 4),
         },
     )
     special_ids: list[int] | None = field(

@@ -39,7 +39,11 @@ def starts(methods: Sequence[str], kind: str, pair: bool) -> list[dict[str, Any]
         config = METHODS[method].config(**recipe.options)
         known = {key: getattr(config, key) for key, values in choices(method).items() if getattr(config, key) in values}
         given = {f"{method}.{key}": value for key, value in known.items()}
-        first.append({"method": method, f"{method}.learning_rate": recipe.training.learning_rate, **given})
+        given |= {f"{method}.learning_rate": recipe.training.learning_rate, f"{method}.blocks": BLOCKS[0]}
+        head = recipe.training.head_learning_rate
+        given |= {} if head is None else {"head_learning_rate": head}
+        given |= {"pooling": recipe.task.pooling} if recipe.task.pooling in POOLINGS else {}
+        first.append({"method": method, **given})
     return first
 
 

@@ -65,6 +65,8 @@ def run(job: Job) -> Outcome:
     def watch(number: int, score: float) -> None:
         scores.append(score)
         trial.report(score, number)
+        if number >= job.recipe.training.epochs and not job.recipe.training.eval_steps:
+            return  # it is through: giving up would spare nothing
         if job.until is not None and time.time() > job.until:
             raise GivenUpError("time")
         if trial.should_prune():
