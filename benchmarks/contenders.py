@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attentune.heads import States, TaskOutput
+from attentune.training.adapted import adapt, finish
 from attentune.training.recipe import Recipe, shipped_recipe
-from attentune.training.train import adapt, finish
 
 FIVE = ("tiny_attention", "pasta", "prefix_propagation", "attempt", "kernel_mix")
 LORA: dict[str, Any] = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": ["query", "value"]}

@@ -20,9 +20,9 @@ from attentune.evaluation.seeds import over_seeds, summary
 from attentune.tasks import load_data
 from attentune.tasks.draw import draw, few
 from attentune.training.checkpoints import digest
+from attentune.training.choice import choose
 from attentune.training.recipe import read_recipe
 from attentune.training.seeds import train_seeds
-from attentune.training.train import choose
 
 MANY = {name: rows_of("classification", n, seed=n) for name, n in (("train", 60), ("validation", 40), ("test", 20))}
 

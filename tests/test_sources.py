@@ -18,6 +18,7 @@ from attentune.card import Backbone
 from attentune.errors import AttentuneError, ConfigError, StoreError, UnsupportedError
 from attentune.method import Frame
 from attentune.methods.attempt import ATTENTION_TENSORS, AttemptConfig, edit_prompt
+from attentune.training.adapted import adapt
 from attentune.training.loop import optimiser
 from attentune.training.recipe import read_recipe, recipe_of
 from attentune.training.seeds import train_seeds
@@ -25,7 +26,7 @@ from attentune.training.sources.edit import with_sources
 from attentune.training.sources.files import read_prompt
 from attentune.training.sources.library import Library, card_for, digest
 from attentune.training.sources.made import keep_file, train_source
-from attentune.training.train import adapt, train
+from attentune.training.train import train
 
 TEXTS = ["the film is good", "bad rain", "a plot - who was Anna ?"]
 M, E = 3, 32

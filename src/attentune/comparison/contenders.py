@@ -21,8 +21,8 @@ from attentune.errors import ConfigError, UnsupportedError
 from attentune.methods import METHODS
 from attentune.model import TaskModel
 from attentune.tasks import Task
+from attentune.training.adapted import adapt, beside, finish, head_of, longest
 from attentune.training.recipe import Recipe, shipped_recipe
-from attentune.training.train import adapt, beside, finish, head_of, longest
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attentune.tasks import Task
 from attentune.tasks.task import pad_inputs
+from attentune.training.adapted import adapt, finish
 from attentune.training.recipe import Recipe
-from attentune.training.train import adapt, finish
 
 ROUNDS, CALLS = 3, 4
 """Bare and adapted passes take turns ROUNDS times, CALLS of each, so that what slows the machine slows both."""

@@ -32,8 +32,8 @@ from attentune.search.trial import Job, Outcome, run
 from attentune.tasks import Data
 from attentune.tasks.sources import Source
 from attentune.training.checkpoints import digest
+from attentune.training.choice import backbone_of, changes_of, choose, learned_task
 from attentune.training.recipe import Recipe
-from attentune.training.train import backbone_of, changes_of, choose, learned_task
 
 REFUSALS = 300
 """Proposals in a row that may be over the budget before it is said that nothing fits."""

@@ -25,26 +25,15 @@ from attentune.tasks import Data, Task
 from attentune.tasks.draw import few
 from attentune.tasks.sources import Source
 from attentune.training import trackers
+from attentune.training.adapted import beside, config_of
 from attentune.training.baseline import baseline
 from attentune.training.checkpoints import Checkpoints
+from attentune.training.choice import backbone_of, choose, learned_task, phrased
 from attentune.training.loop import arguments
 from attentune.training.recipe import Recipe
 from attentune.training.sources.mixture import mean_attention, put_sources, take_sources
 from attentune.training.together import MEAN, MixedTrainer, OneOf, Part, build_mixed_trainer, share
-from attentune.training.train import (
-    Report,
-    Result,
-    backbone_of,
-    beside,
-    certified,
-    choose,
-    config_of,
-    encode_splits,
-    learned_task,
-    measured,
-    phrased,
-    told,
-)
+from attentune.training.train import Report, Result, certified, encode_splits, measured, told
 from attentune.vocabulary import VocabularyHead
 
 

@@ -17,8 +17,9 @@ from attentune.evaluation.seeds import summary
 from attentune.tasks import Data
 from attentune.tasks.sources import Source
 from attentune.training.checkpoints import digest
+from attentune.training.choice import backbone_of, changes_of, choose
 from attentune.training.recipe import Recipe
-from attentune.training.train import Result, backbone_of, changes_of, choose, train
+from attentune.training.train import Result, train
 
 
 @dataclass(frozen=True)

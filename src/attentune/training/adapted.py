@@ -1,0 +1,100 @@
+"""A frozen backbone with the fresh tensors of a method and the head of a task, and how long its texts may be."""
+
+from typing import Any, cast
+
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from attentune.anatomy import max_length
+from attentune.errors import ConfigError
+from attentune.heads import HeadConfig
+from attentune.method import MethodConfig
+from attentune.methods import METHODS
+from attentune.model import TaskModel
+from attentune.tasks import Task
+from attentune.tasks.generate import Generation
+from attentune.tasks.verbalise import Cloze
+from attentune.training.recipe import Recipe, TaskOptions, method_options
+from attentune.training.sources.mixture import put_sources
+from attentune.vocabulary import VocabularyHead
+
+
+def adapt(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    recipe: Recipe,
+    vocabulary: VocabularyHead | None = None,
+    sources: Tensor | None = None,
+) -> PeftModel:
+    """A frozen backbone -> with the method's fresh tensors, source prompts, and the task's head."""
+    host = base if isinstance(task, Generation) else TaskModel(base, vocabulary)
+    model = get_peft_model(cast("Any", host), config_of(tokenizer, task, recipe))
+    # peft would ask the hub about the named backbone at every checkpoint; `finish` names it.
+    model.peft_config["default"].base_model_name_or_path = ""
+    if sources is not None:
+        put_sources(model, "default", sources, paper=recipe.options.get("init_weights") == "paper")
+    return cast("PeftModel", model)
+
+
+def config_of(tokenizer: PreTrainedTokenizerBase, task: Task, recipe: Recipe) -> MethodConfig:
+    """The method's config, with the task's head unless the backbone itself writes."""
+    given = recipe.options
+    if "special_ids" in method_options(recipe.method):
+        given = {"special_ids": special_ids(tokenizer), **given}
+    kind = METHODS[recipe.method].config
+    if isinstance(task, Generation):
+        return kind(task_type="CAUSAL_LM" if task.decoder_only else "SEQ_2_SEQ_LM", **given)
+    return kind(head=head_of(task, tokenizer, recipe.task), **given)
+
+
+def head_of(task: Task, tokenizer: PreTrainedTokenizerBase, options: TaskOptions) -> HeadConfig:
+    """The head that the task needs."""
+    masked = isinstance(task, Cloze)
+    return HeadConfig(
+        kind="masked" if masked else cast("Any", task.head),
+        num_labels=task.num_outputs,
+        pooling=cast("Any", options.pooling),
+        dropout=options.dropout,
+        words=task.word_ids(tokenizer) if masked else [],
+        mask=cast("int", tokenizer.mask_token_id) if masked else None,
+    )
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """The special tokens that the tokenizer puts around texts; None where it puts none."""
+    around = set(cast("list[int]", tokenizer("a", "a")["input_ids"])) & set(tokenizer.all_special_ids)
+    return sorted(around - {cast("int", tokenizer.unk_token_id)}) or None
+
+
+def longest(model: PeftModel, task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens of a text: what the recipe asks for, if the position table has room for it beside the prompt.
+
+    What a decoder-only model writes needs room in the same table, what a decoder writes in its own.
+    """
+    config = model.peft_config["default"]
+    prompt = METHODS[recipe.method].prompt_length(config)
+    answer = task.max_new_tokens if isinstance(task, Generation) else 0
+    backbone = cast("Any", model.get_base_model()).config
+    room = max_length(backbone)
+    if room is not None and answer >= room:
+        raise ConfigError(f"max_new_tokens={answer} leaves no room; the backbone has {room} positions")
+    taken = prompt + (answer if isinstance(task, Generation) and task.decoder_only else 0)
+    return beside(taken, recipe.task.max_length, backbone, tokenizer)
+
+
+def beside(taken: int, wanted: int, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens of a text, `wanted` or what a position table leaves beside so many prompt rows (and answers)."""
+    room = max_length(config)
+    limit = wanted if room is None else min(wanted, room - taken)
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    if limit < least:
+        raise ConfigError(f"max_length leaves {limit} tokens beside {taken} prompt rows; at least {least} are needed")
+    return limit
+
+
+def finish(model: PeftModel, backbone: str) -> None:
+    """Leave out what served training only, and name the backbone."""
+    cast("Any", model.base_model).fold_adapter("default")
+    model.peft_config["default"].base_model_name_or_path = backbone
