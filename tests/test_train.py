@@ -154,10 +154,8 @@ def test_long_texts_leave_room_for_the_prompt(tiny_bert: Path, tmp_path: Path) -
 @pytest.mark.parametrize("method", ["prefix_propagation", "tiny_attention"])
 def test_checkpointing_computes_the_same(tiny_bert: Path, tmp_path: Path, method: str) -> None:
     rows = rows_of("classification")
-    runs = [
-        train(rows, method, tmp_path / str(on), str(tiny_bert), checkpointing=on, **{**QUICK, "epochs": 1})
-        for on in (True, False)
-    ]
+    once: dict[str, Any] = {**QUICK, "epochs": 1}
+    runs = [train(rows, method, tmp_path / str(on), str(tiny_bert), checkpointing=on, **once) for on in (True, False)]
     a, b = (load_file(run.folder / "adapter_model.safetensors") for run in runs)
     for key in a:
         torch.testing.assert_close(a[key], b[key], atol=1e-5, rtol=1e-4)

@@ -12,7 +12,7 @@ table moves down by pad_token_id + 1 rows. Token types, norms and the pooler (wh
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -69,9 +69,9 @@ def convert(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, to: int, 
         **{name: getattr(old, name) for name in KEPT},
         attention_window=window,
         max_position_embeddings=to + old.pad_token_id + 1,
-        bos_token_id=tokenizer.cls_token_id,
-        eos_token_id=tokenizer.sep_token_id,
-        sep_token_id=tokenizer.sep_token_id,
+        bos_token_id=cast("int", tokenizer.cls_token_id),
+        eos_token_id=cast("int", tokenizer.sep_token_id),
+        sep_token_id=cast("int", tokenizer.sep_token_id),
     )
     found: dict[str, Tensor] = dict(base.state_dict())
     table = "embeddings.position_embeddings.weight"
@@ -79,7 +79,8 @@ def convert(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, to: int, 
     for key in [key for key in found if ".attention.self." in key]:
         path, _, kind = key.rpartition(".")
         found[f"{path}_global.{kind}"] = found[key]
-    model = LongformerModel(config, add_pooling_layer="pooler.dense.weight" in found).to(base.dtype)
+    model: Any = LongformerModel(config, add_pooling_layer="pooler.dense.weight" in found)
+    model = cast("LongformerModel", model.to(base.dtype))
     own = set(model.state_dict())
     model.load_state_dict({key: value for key, value in found.items() if key in own})
     return model.eval()

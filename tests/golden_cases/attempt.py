@@ -75,8 +75,9 @@ def _run(case: Case, cfg: AttemptConfig, tensors: Tensors) -> tuple[Any, Any, di
         "loss": out.loss,
     }
     if cfg.attention != "none":
-        found["prompt_attention"] = weights = memo(peft_model, "prompt_attention")
-        scores = memo(peft_model, "prompt_scores") / cfg.temperature
+        kept: Any = {key: memo(peft_model, key) for key in ("prompt_attention", "prompt_scores")}
+        found["prompt_attention"] = weights = kept["prompt_attention"]
+        scores = kept["prompt_scores"] / cfg.temperature
         # Where nothing is scored, the authors' run keeps the uniform weights under this name.
         found["prompt_scores"] = weights if cfg.attention == "constant" else scores
     return peft_model, out, found

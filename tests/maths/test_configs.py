@@ -89,8 +89,8 @@ WRONG = [
     ("attempt", {"source_names": ["nli"]}, "sources is 4, and 1 are named: nli"),
     ("prefix_propagation", {"mlp": 0}, "mlp is at least 1, not 0"),
     ("prefix_propagation", {"lengthscale": 0.0}, "lengthscale is positive, not 0.0"),
-    ("kernel_mix", {"parts": "qk"}, "made of the letters q, v and o, not 'qk'"),
-    ("kernel_mix", {"parts": ""}, "made of the letters q, v and o"),
+    ("kernel_mix", {"parts": "qx"}, "made of the letters q, k, v and o, not 'qx'"),
+    ("kernel_mix", {"parts": ""}, "made of the letters q, k, v and o"),
     ("kernel_mix", {"v_base": "Q"}, "v_base is K or X, not 'Q'"),
     ("kernel_mix", {"q_rank": -1}, "ranks are at least 0"),
     ("kernel_mix", {"q_rank": 0, "v_rank": 0, "q_shared_rank": 0, "v_shared_rank": 0}, "not all 0"),
@@ -104,7 +104,7 @@ WRONG += [
 WRONG += [(name, {"init_weights": "zeros"}, "init_weights is true, false or 'paper', not 'zeros'") for name in CONFIGS]
 WRONG += [(name, {"layers_to_transform": []}, "names no block; leave it out to edit all of them") for name in CONFIGS]
 WRONG_HEADS = [
-    ({"kind": "span"}, "kind is 'sequence' or 'token', not 'span'"),
+    ({"kind": "span"}, "kind is 'sequence', 'token' or 'masked', not 'span'"),
     ({"pooling": "max"}, "pooling is one of cls, mean, pooler, last, prefix, not 'max'"),
     ({"num_labels": 0}, "at least one label, not 0"),
 ]

@@ -103,7 +103,7 @@ def test_a_version_that_was_asked_answers(engine: Engine, folders: dict[str, Pat
 def test_back_pressure_and_withdrawal(tiny_bert: Path, folders: dict[str, Path]) -> None:
     bank = Engine.load(str(tiny_bert))
     bank.bank.add("tone", folders["tone"])
-    with Engine(bank.bank, bank.tokenizer, Batcher(queue=3, rows=2, wait=60)) as slow:
+    with Engine(bank.bank, bank.tokenizer, Batcher(queue=3, rows=3, wait=60)) as slow:
         (held,) = slow.submit([Ask("tone", "sun")])
         with pytest.raises(OverloadedError, match="at most 3"):
             slow.submit([Ask("tone", "sun")] * 3)

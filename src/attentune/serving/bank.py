@@ -267,9 +267,11 @@ def _groups(held: Sequence[Held | None], device: torch.device) -> Iterable[Group
     for i, one in enumerate(held):
         if one is not None:
             members[one.entry.shelf].append(i)
+    # One slice a row: the shelf tells tasks apart by it.
+    bodies = {id(one.row): one.row[: one.entry.shelf.size] for one in held if one is not None}
     for shelf, at in members.items():
         index = None if len(at) == len(held) else torch.tensor(at, device=device)
-        yield shelf.group([cast("Held", held[i]).row for i in at], index)
+        yield shelf.group([bodies[id(cast("Held", held[i]).row)] for i in at], index)
 
 
 def _answers(held: Sequence[Held | None], states: States) -> Iterable[tuple[Tensor, Tensor]]:

@@ -75,7 +75,7 @@ class Shelf:
         return torch.cat(parts) if parts else torch.zeros(0)
 
     def group(self, rows: Sequence[Tensor], at: Tensor | None) -> Group:
-        """Flat rows of tasks, one for each row of the batch (a head may follow behind N) -> the group.
+        """Flat rows [N] of tasks, one for each row of the batch, the same one for the same task -> the group.
 
         `at` [R] says which rows of the batch they are; None: all of them.
         """
