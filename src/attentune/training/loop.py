@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,8 +97,7 @@ def arguments(folder: Path, training: TrainingOptions, metric: str, name: str | 
         restore_callback_states_from_checkpoint=True,
         metric_for_best_model=metric,
         greater_is_better=metric not in ("mse", "loss"),
-        activation_checkpointing=training.checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
+        **_checkpointing(training.checkpointing),
         seed=training.seed,
         label_names=["labels"],
         remove_unused_columns=False,
@@ -108,6 +108,13 @@ def arguments(folder: Path, training: TrainingOptions, metric: str, name: str | 
         report_to=check_trackers(training.report_to),
         run_name=name,
     )
+
+
+def _checkpointing(on: bool) -> dict[str, Any]:
+    """The Trainer's options for it, which older transformers call gradient checkpointing."""
+    known = {field.name for field in fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: on, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 class ByLength(Sampler[int]):
