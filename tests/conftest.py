@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizer, PreTrainedTokenizerBase
+from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
 pytest_plugins = ("golden_cases.summary",)
 
@@ -48,3 +48,17 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(tiny_bert: Path) -> PreTrainedTokenizerBase:
     return BertTokenizer.from_pretrained(tiny_bert)
+
+
+@pytest.fixture(scope="session")
+def masked_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny BERT with a masked-LM head."""
+    folder = tmp_path_factory.mktemp("masked-bert")
+    BertTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    base = BertModel.from_pretrained(tiny_bert)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertForMaskedLM(base.config)
+    model.bert.load_state_dict({k: v for k, v in base.state_dict().items() if "pooler" not in k})
+    model.save_pretrained(folder)
+    return folder

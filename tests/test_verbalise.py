@@ -10,7 +10,7 @@ import transformers
 from laws.zoo import ZOO, batch_of
 from safetensors.torch import load_file
 from test_train import QUICK, rows_of
-from transformers import BertForMaskedLM, BertModel, BertTokenizer
+from transformers import BertForMaskedLM
 
 import attentune
 from attentune.backbones import load_backbone
@@ -23,20 +23,6 @@ from attentune.training.train import train
 from attentune.vocabulary import HEADS, VocabularyHead, vocabulary_head
 
 GOOD_BAD = ("neg=bad", "pos=good")
-
-
-@pytest.fixture(scope="module")
-def masked_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny BERT with a masked-LM head."""
-    folder = tmp_path_factory.mktemp("masked-bert")
-    BertTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
-    base = BertModel.from_pretrained(tiny_bert)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = BertForMaskedLM(base.config)
-    model.bert.load_state_dict({k: v for k, v in base.state_dict().items() if "pooler" not in k})
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("kind", HEADS)

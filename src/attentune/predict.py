@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attentune import store
-from attentune.backbones import fingerprint, load_backbone, load_tokenizer, same_backbone
+from attentune.backbones import fingerprint, load_backbone, load_tokenizer
 from attentune.batches import in_batches, joined, logits_by_sequence
 from attentune.card import TaskCard
 from attentune.confidence import Judgement, Labelled, answers, check_wishes, judge
@@ -318,14 +318,7 @@ def load_fitting(
     base = load_backbone(name, writes=any(one.card.task.head == "language" for one in stored.values()))
     found = fingerprint(base)
     for task, one in stored.items():
-        wanted = one.card.backbone.fingerprint
-        if not same_backbone(found, wanted):
-            raise StoreError(
-                f"adapter {task!r} was trained on {one.card.backbone.id} with fingerprint {wanted}; "
-                f"the weights at {name} have {found}"
-            )
-        if one.card.method not in METHODS:
-            raise StoreError(f"adapter {task!r} uses method {one.card.method!r}; known are {', '.join(METHODS)}")
+        store.check_fits(task, one.card, found, name)
     return base, load_tokenizer(name, base)
 
 

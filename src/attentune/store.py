@@ -21,11 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from attentune.backbones import same_backbone
 from attentune.card import TaskCard, model_card
 from attentune.errors import StoreError
+from attentune.method import METHODS
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "task.json"
 RECIPE, METRICS, LOG, README = "recipe.toml", "metrics.json", "log.jsonl", "README.md"
+SEARCH, SEARCH_PAGE = "search.json", "search.html"
+FILES = frozenset({CONFIG, WEIGHTS, CARD, RECIPE, METRICS, LOG, README, SEARCH, SEARCH_PAGE})
+"""All that an adapter folder may hold."""
 
 
 class Saves(Protocol):
@@ -72,7 +77,7 @@ def write(
     return target
 
 
-def adopt(made: Path, folder: str | Path, metrics: Mapping[str, Any], more: Mapping[str, str] | None = None) -> Path:
+def copy(made: Path, folder: str | Path, metrics: Mapping[str, Any], more: Mapping[str, str] | None = None) -> Path:
     """Put a copy of the adapter folder `made` at `folder`, with other metrics and perhaps `more` files {name: text}.
 
     An older adapter at the place is replaced.
@@ -93,6 +98,22 @@ def adopt(made: Path, folder: str | Path, metrics: Mapping[str, Any], more: Mapp
     return target
 
 
+def check_fits(task: str, card: TaskCard, found: str, where: str) -> None:
+    """Whether a backbone with the fingerprint `found`, loaded from `where`, is that of the adapter.
+
+    Raises:
+        StoreError: it is another one, or the adapter's method is not registered.
+    """
+    wanted = card.backbone
+    if not same_backbone(found, wanted.fingerprint):
+        raise StoreError(
+            f"adapter {task!r} was trained on {wanted.id} with fingerprint {wanted.fingerprint}; "
+            f"the weights at {where} have {found}"
+        )
+    if card.method not in METHODS:
+        raise StoreError(f"adapter {task!r} uses method {card.method!r}; known are {', '.join(METHODS)}")
+
+
 def as_json(value: Any) -> str:
     """As the JSON files of a folder are written."""
     return json.dumps(value, indent=2) + "\n"
@@ -101,7 +122,7 @@ def as_json(value: Any) -> str:
 def check_writable(folder: str | Path) -> Path:
     """The place of a new adapter folder: free, empty, or an older adapter; else a StoreError."""
     target = Path(folder).expanduser().absolute()
-    _recover(target)
+    recover(target)
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file()):
         raise StoreError(f"{folder} exists and is no adapter folder; name another one")
     return target
@@ -110,7 +131,7 @@ def check_writable(folder: str | Path) -> Path:
 def read(folder: str | Path) -> Stored:
     """Read and check an adapter folder."""
     place = Path(folder).expanduser().absolute()
-    _recover(place)
+    recover(place)
     if not place.is_dir():
         raise StoreError(f"no adapter folder at {folder}")
     missing = [name for name in (CONFIG, WEIGHTS, CARD) if not (place / name).is_file()]
@@ -139,21 +160,23 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _replace(target: Path, fresh: Path) -> None:
-    """Put `fresh` where `target` is. Between the renames only `.old` exists, which `_recover` moves back."""
-    old = _old(target)
+    """Put `fresh` where `target` is. Between the renames only `.old` exists, which `recover` moves back."""
+    old = aside(target)
     if target.exists():
         os.rename(target, old)
     os.rename(fresh, target)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _recover(target: Path) -> None:
-    old = _old(target)
+def recover(target: Path) -> None:
+    """Put back what a kill between the two renames of a replacement left aside."""
+    old = aside(target)
     if old.is_dir() and not target.exists():
         os.rename(old, target)
     elif old.is_dir():
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _old(target: Path) -> Path:
+def aside(target: Path) -> Path:
+    """Where a folder lies while another takes its place."""
     return target.with_name(f".{target.name}.old")

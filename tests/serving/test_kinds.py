@@ -4,10 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from test_predict import near
 from test_train import KINDS, QUICK, rows_of
-from transformers import BertForMaskedLM, BertModel, BertTokenizer
 
 import attentune
 from attentune.serving import Ask, Engine
@@ -16,31 +14,17 @@ from attentune.training.train import train
 METHODS = ("pasta", "kernel_mix", "tiny_attention", "attempt", "prefix_propagation", "pasta", "kernel_mix")
 
 
-@pytest.fixture(scope="module")
-def backbone(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny BERT with a masked-LM head."""
-    folder = tmp_path_factory.mktemp("masked-bert")
-    BertTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
-    base = BertModel.from_pretrained(tiny_bert)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = BertForMaskedLM(base.config)
-    model.bert.load_state_dict({k: v for k, v in base.state_dict().items() if "pooler" not in k})
-    model.save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.slow
-def test_every_kind_of_task_in_one_engine(backbone: Path, tmp_path: Path) -> None:
+def test_every_kind_of_task_in_one_engine(masked_bert: Path, tmp_path: Path) -> None:
     folders = {
-        kind: train(rows_of(kind), method, tmp_path / kind, str(backbone), **QUICK).folder
+        kind: train(rows_of(kind), method, tmp_path / kind, str(masked_bert), **QUICK).folder
         for kind, method in zip(KINDS, METHODS, strict=True)
     }
     words: dict[str, Any] = {**QUICK, "words": ["neg=bad", "pos=good"]}
-    folders["words"] = train(rows_of("classification"), "pasta", tmp_path / "words", str(backbone), **words).folder
+    folders["words"] = train(rows_of("classification"), "pasta", tmp_path / "words", str(masked_bert), **words).folder
     given: dict[str, list[Any]] = {kind: [_input(row) for row in rows_of(kind, 5, seed=3)] for kind in KINDS}
     given["words"] = given["classification"]
-    with Engine.load(str(backbone)) as engine:
+    with Engine.load(str(masked_bert)) as engine:
         for name, folder in folders.items():
             engine.bank.add(name, folder)
         asks = [Ask(name, item) for i in range(5) for name, items in given.items() for item in items[i : i + 1]]

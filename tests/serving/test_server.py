@@ -1,10 +1,12 @@
 """The server through its own HTTP: answers, tasks, keys, limits, both protocols."""
 
+import inspect
 import io
 import json
 import shutil
 import tarfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from test_predict import near
 
 import attentune
 from attentune.backbones import load_backbone
+from attentune.cli.serve import serve_command
 from attentune.serving import keys
 from attentune.serving.keys import Keys
 from attentune.serving.launch import application
 from attentune.serving.limits import Limits
+from attentune.store import FILES
 from serving.kit import adapter
 from serving.process import tar_of
 
@@ -149,6 +153,48 @@ def test_a_new_task_from_a_folder_and_its_end(client: TestClient, folder: Path, 
     assert not (folder / "fresh").exists()
 
 
+def test_the_same_version_again_changes_nothing(client: TestClient, made: dict[str, Path]) -> None:
+    body = {"folder": str(made["tone"])}
+    before = client.get("/v1/tasks/tone").json()
+    assert client.put("/v1/tasks/tone", json=body).json() == before
+    assert client.put("/v1/tasks/tone?share=0.5", json=body).json() == before
+
+
+def test_a_refused_trial_is_gone_and_an_old_version_may_be_tried(client: TestClient, made: dict[str, Path]) -> None:
+    first = client.get("/v1/tasks/tone").json()["version"]["id"]
+    client.put("/v1/tasks/tone", json={"folder": str(made["better"])})
+    trial = client.put("/v1/tasks/tone?share=0.5", json={"folder": str(made["tone"])}).json()
+    assert (trial["trial"]["version"]["id"], trial["earlier"]) == (first, [])
+    assert client.post("/v1/tasks/tone/trial", json={"promote": False}).json()["earlier"] == []
+    assert client.post("/v1/tasks/tone/rollback", json={}).json()["status"] == 422
+
+
+def test_bad_bodies_of_uploads_are_refused(client: TestClient) -> None:
+    for body in ({}, {"folder": 3}, {"folder": "/nowhere"}, []):
+        answer = client.put("/v1/tasks/tone", json=body)
+        assert answer.status_code == 422, body
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_what_a_kill_or_a_hand_leaves_on_disk(tiny_bert: Path, folder: Path, made: dict[str, Path]) -> None:
+    """Between two renames there is `.topic.old` alone; an earlier version may be broken; both do no harm."""
+    (folder / "topic").rename(folder / ".topic.old")
+    broken = shutil.copytree(made["better"], folder / ".versions" / "tone" / "0123")
+    (broken / "adapter_model.safetensors").write_bytes(b"nonsense")
+    with client_of(tiny_bert, folder) as client:
+        found = {task["name"]: task for task in client.get("/v1/tasks").json()}
+        assert found.keys() == {"tone", "topic", "names"}
+        assert found["tone"]["earlier"] == []
+
+
+def test_a_stream_ends_in_time(tiny_bert: Path, folder: Path) -> None:
+    with client_of(tiny_bert, folder, request_timeout_s=0.3, max_wait_ms=0, max_batch_rows=1) as client:
+        body = {"items": [{"task": "tone", "input": "good film " * 20}] * 900}
+        answer = client.post("/v1/predict", json=body, headers={"Accept": "application/x-ndjson"})
+        last = json.loads(answer.text.splitlines()[-1])
+        assert last.get("error", last)["status"] == 503
+
+
 def test_trials(client: TestClient, made: dict[str, Path], tiny_bert: Path) -> None:
     old, new = (alone(made[name], tiny_bert, TEXTS[:1])[0] for name in ("tone", "better"))
     body = {"folder": str(made["better"])}
@@ -161,6 +207,17 @@ def test_trials(client: TestClient, made: dict[str, Path], tiny_bert: Path) -> N
     assert client.put("/v1/tasks/tone?share=0.5", json=body).json()["status"] == 422
     assert client.post("/v1/tasks/tone/trial", json={"promote": True}).json()["trial"] is None
     assert near(predicted(client, "tone"), new)
+
+
+def test_every_file_of_an_adapter_folder_may_be_uploaded(
+    client: TestClient, made: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = shutil.copytree(made["better"], tmp_path / "whole")
+    for name in FILES:
+        if not (whole / name).exists():
+            (whole / name).write_text("{}")
+    answer = client.put("/v1/tasks/whole", content=tar_of(whole), headers={"Content-Type": "application/x-tar"})
+    assert answer.status_code == 200, answer.text
 
 
 def test_hostile_uploads_change_nothing(
@@ -295,3 +352,8 @@ def test_bad_tensors_are_refused(client: TestClient, body: Any, detail: str) -> 
     answer = client.post("/v2/models/tone/infer", json=body)
     assert answer.status_code == 400
     assert detail in answer.json()["detail"]
+
+
+def test_the_flags_of_serve_are_the_limits() -> None:
+    flags = inspect.signature(serve_command).parameters
+    assert {name: flags[name].default for name in asdict(Limits())} == asdict(Limits())

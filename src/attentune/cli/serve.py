@@ -51,7 +51,9 @@ def serve_command(
     from attentune.serving.limits import Limits
 
     if keys is None and host not in ("127.0.0.1", "localhost", "::1"):
-        raise ConfigError(f"without --keys everyone who reaches {host} may change tasks; make keys: attentune keys add")
+        raise ConfigError(
+            f"without --keys everyone who reaches {host} may change tasks; make some: attentune keys NAME --file FILE"
+        )
     limits = Limits(
         max_concurrent_requests=max_concurrent_requests,
         max_batch_tokens=max_batch_tokens,

@@ -10,18 +10,9 @@ from jinja2 import Environment
 from attentune.comparison.contenders import contender
 from attentune.comparison.pictures import Looks, amount, scores, sensitivity, trade
 from attentune.comparison.summary import Line, Summary, TaskSummary, summarise
-from attentune.evaluation.page import write
+from attentune.evaluation.page import Picture, write
 from attentune.evaluation.pictures import svg
 from attentune.evaluation.statistics import Estimate
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An <svg> element with what there is to see."""
-
-    title: str
-    note: str
-    svg: str
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ class _Search:
         stored = store.read(made)
         summary, page = files_of(self.study, self.metric, self.budget)
         metrics = {**stored.metrics, "search": {key: value for key, value in summary.items() if key != "trials"}}
-        store.adopt(made, target, metrics, {"search.json": store.as_json(summary), "search.html": page})
+        store.copy(made, target, metrics, {store.SEARCH: store.as_json(summary), store.SEARCH_PAGE: page})
         return Found(target, {**metrics, "search": summary}, self.rows.notes)
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from attentune import store
-from attentune.backbones import fingerprint, load_backbone, same_backbone
+from attentune.backbones import fingerprint, load_backbone
 from attentune.card import TaskCard
 from attentune.errors import ConfigError, StoreError, UnknownTaskError, UnsupportedError
 from attentune.heads import States, TaskOutput, assemble
-from attentune.method import METHODS, Group, MethodConfig
+from attentune.method import Group, MethodConfig
 from attentune.model import TaskModel
 from attentune.serving.head import Head
 from attentune.serving.shelf import Shelf, digest, frozen_tensors
@@ -89,9 +89,6 @@ class Bank:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._tasks
-
     @property
     def names(self) -> list[str]:
         """The tasks."""
@@ -135,7 +132,11 @@ class Bank:
         if name == BASE:
             raise ConfigError(f"{BASE} is the name of the bare backbone; choose another")
         stored = store.read(folder)
-        self._check(name, stored.card)
+        store.check_fits(name, stored.card, self.fingerprint, self.backbone or "the bank")
+        if stored.card.task.head == "language":
+            raise UnsupportedError(
+                f"adapter {name!r} writes texts, which the bank does not serve; attentune.predict_many does"
+            )
         tensors = _tensors(stored.folder)
         config: Any = PeftConfig.from_pretrained(str(stored.folder))
         if not isinstance(config, MethodConfig):
@@ -193,19 +194,6 @@ class Bank:
     def _read(self, key: Hashable) -> Tensor:
         entry = cast("Entry", key)
         return _row(entry.shelf, entry.head, _tensors(entry.folder))
-
-    def _check(self, name: str, card: TaskCard) -> None:
-        if not same_backbone(self.fingerprint, card.backbone.fingerprint):
-            raise StoreError(
-                f"adapter {name!r} was trained on {card.backbone.id} with fingerprint {card.backbone.fingerprint}; "
-                f"the bank's backbone has {self.fingerprint}"
-            )
-        if card.task.head == "language":
-            raise UnsupportedError(
-                f"adapter {name!r} writes texts, which the bank does not serve; attentune.predict_many does"
-            )
-        if card.method not in METHODS:
-            raise StoreError(f"adapter {name!r} uses method {card.method!r}; known are {', '.join(METHODS)}")
 
     def _bring_vocabulary(self, task: str) -> None:
         """The backbone's masked-LM head, when the first task asks for it."""

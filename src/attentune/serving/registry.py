@@ -3,6 +3,7 @@
     DIR/<task>/                     the version that answers
     DIR/.versions/<task>/<id>/      earlier ones, and one that is on trial
     DIR/.incoming/                  uploads that are being checked
+    DIR/.<task>.old/                what answers, while another version takes its place
 
 A version's id is a hash of its tensors and its card. A new version is checked whole, in .incoming, before anything that
 is served moves; a kill leaves the old one or the new one.
@@ -18,6 +19,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +114,8 @@ class Registry:
         """
         with self._changing:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob(".*.old"):
+                store.recover(left.with_name(left.name[1:].removesuffix(".old")))
             found = {p.name: p for p in sorted(self.folder.iterdir()) if p.is_dir() and NAME.fullmatch(p.name)}
             for name, place in found.items():
                 try:
@@ -124,7 +128,8 @@ class Registry:
     def put(self, name: str, source: Path, share: float | None = None, shadow: bool = False) -> Version:
         """Serve an adapter folder under a name: at once, or on trial for a share of the asks or as a shadow.
 
-        `source` is copied. Raises what `Bank.stage` raises, and ConfigError for a name or share that cannot be.
+        `source` is copied. The version that answers already stays as it is. Raises what `Bank.stage` raises, and
+        ConfigError for a name or share that cannot be.
         """
         _check_name(name)
         if share is not None and not 0 < share <= 1:
@@ -145,13 +150,16 @@ class Registry:
         version = Version(version_id(incoming), entry)
         try:
             with self._changing:
+                served = self._tasks.get(name)
+                if served is not None and served.active.id == version.id:
+                    self._discard(version)
+                    return served.active
                 if share is not None or shadow:
                     self._try(name, version, share or 1.0, shadow)
                 else:
                     self._activate(name, version)
         except Exception:
-            self.bank.tiers.drop(entry)
-            shutil.rmtree(incoming, ignore_errors=True)
+            self._discard(version)
             raise
         return version
 
@@ -159,12 +167,13 @@ class Registry:
         """Take a task and all its versions away, from the disk too."""
         with self._changing:
             self.task(name)
+            # Versions first: a kill leaves the task as it was, or nothing of it.
+            shutil.rmtree(self._versions(name), ignore_errors=True)
             gone = self.folder / ".incoming" / uuid.uuid4().hex
             gone.parent.mkdir(parents=True, exist_ok=True)
             os.rename(self.folder / name, gone)
             self._forget(name)
             shutil.rmtree(gone, ignore_errors=True)
-            shutil.rmtree(self._versions(name), ignore_errors=True)
 
     def roll_back(self, name: str, version: str | None = None) -> Version:
         """Let an earlier version answer again: the last one, or the one of that id."""
@@ -175,9 +184,11 @@ class Registry:
                 ids = ", ".join(v.id for v in served.earlier) or "none"
                 raise ConfigError(f"no earlier version {version or ''} of {name!r}; there are {ids}".replace("  ", " "))
             chosen = there[-1]
+            # Checked again: its files may have changed while it slept.
+            version = Version(chosen.id, self.bank.stage(name, chosen.entry.folder))
             served.earlier.remove(chosen)
-            self._activate(name, Version(chosen.id, self._staged(chosen.entry)))
-            return chosen
+            self._activate(name, version)
+            return version
 
     def end_trial(self, name: str, promote: bool) -> None:
         """Let the version on trial answer from now on, or take it away."""
@@ -190,8 +201,7 @@ class Registry:
             if promote:
                 self._activate(name, trial.version)
             else:
-                self.bank.tiers.drop(trial.version.entry)
-                shutil.rmtree(trial.version.entry.folder, ignore_errors=True)
+                self._discard(trial.version)
 
     def _load(self, name: str, place: Path) -> None:
         identity = version_id(place)
@@ -207,46 +217,42 @@ class Registry:
         self.bank.publish(version.entry)
 
     def _earlier(self, name: str, active: str) -> list[Version]:
-        """Versions that an earlier server left, oldest first; they are read when one is rolled back to."""
-        places = sorted(self._versions(name).glob("*"), key=lambda p: p.stat().st_mtime)
-        return [
-            Version(p.name, self._unread(name, p)) for p in places if p.name != active and (p / store.CARD).is_file()
-        ]
-
-    def _unread(self, name: str, place: Path) -> Entry:
-        entry = self.bank.stage(name, place)
-        self.bank.tiers.drop(entry)
-        return entry
-
-    def _staged(self, entry: Entry) -> Entry:
-        """An earlier version's entry, checked again: its files may have changed while it slept."""
-        return self.bank.stage(entry.name, entry.folder)
+        """Versions that an earlier server left, oldest first; one that cannot be served any more is none."""
+        found: list[Version] = []
+        for place in sorted(self._versions(name).glob("*"), key=lambda p: p.stat().st_mtime):
+            with suppress(AttentuneError, OSError):
+                if place.name != active:
+                    found.append(Version(place.name, self.bank.stage(name, place)))
+                    self.bank.tiers.drop(found[-1].entry)
+        return found
 
     def _try(self, name: str, version: Version, share: float, shadow: bool) -> None:
         served = self.task(name)
         if served.trial is not None:
             raise ConfigError(f"version {served.trial.version.id} of {name!r} is on trial already; end that first")
         self._move(version, self._versions(name) / version.id)
+        served.earlier = [v for v in served.earlier if v.id != version.id]
         served.trial = Trial(version, share, shadow)
 
     def _activate(self, name: str, version: Version) -> None:
-        served = self._tasks.get(name)
-        place = self.folder / name
-        old = served.active if served is not None else None
-        if old is not None:
-            self._move(old, self._versions(name) / old.id)
-        elif place.exists():
-            raise StoreError(f"{name} is there and is no adapter folder that can be served; remove it first")
-        self._move(version, place)
-        self.bank.publish(version.entry)
-        if served is None or old is None:
+        served, place = self._tasks.get(name), self.folder / name
+        if served is None:
+            if place.exists():
+                raise StoreError(f"the served folder holds a {name!r} that cannot be served; take it away there first")
+            self._move(version, place)
+            self.bank.publish(version.entry)
             self._tasks[name] = Served(version)
             return
+        old = served.active
+        self._move(old, store.aside(place))
+        self._move(version, place)
+        self._move(old, self._versions(name) / old.id)
+        self.bank.publish(version.entry)
+        self.bank.tiers.drop(old.entry)
         served.active = version
         served.earlier = [v for v in served.earlier if v.id not in (old.id, version.id)] + [old]
         for gone in served.earlier[: -self.keep or None]:
-            self.bank.tiers.drop(gone.entry)
-            shutil.rmtree(gone.entry.folder, ignore_errors=True)
+            self._discard(gone)
         served.earlier = served.earlier[-self.keep :] if self.keep else []
 
     def _move(self, version: Version, place: Path) -> None:
@@ -257,12 +263,15 @@ class Registry:
         os.rename(version.entry.folder, place)
         version.entry.folder = place
 
+    def _discard(self, version: Version) -> None:
+        self.bank.tiers.drop(version.entry)
+        shutil.rmtree(version.entry.folder, ignore_errors=True)
+
     def _forget(self, name: str) -> None:
         served = self._tasks.pop(name)
-        trials = [served.trial.version] if served.trial else []
         self.bank.remove(name)
-        for version in [*served.earlier, *trials]:
-            self.bank.tiers.drop(version.entry)
+        if served.trial is not None:
+            self.bank.tiers.drop(served.trial.version.entry)
 
     def _versions(self, name: str) -> Path:
         return self.folder / ".versions" / name

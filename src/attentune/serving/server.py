@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from attentune import store
@@ -22,11 +22,11 @@ from attentune.serving.keys import Key, Keys
 from attentune.serving.limits import Limits
 from attentune.serving.meters import Meters
 from attentune.serving.problems import Refused
-from attentune.serving.registry import Registry, Served
+from attentune.serving.registry import Registry, Served, Version
 from attentune.serving.service import Service, Wanted
 from attentune.serving.upload import unpack
 
-bearer = HTTPBearer(auto_error=False, description="A key of `attentune keys add`; not needed where there are none.")
+bearer = HTTPBearer(auto_error=False, description="A key that `attentune keys` made; not needed where there are none.")
 LINES = "application/x-ndjson"
 
 
@@ -260,8 +260,8 @@ def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], 
         _refuse_hidden(key, name)
         content = await request.body()
         if request.headers.get("content-type", "").startswith("application/json"):
-            source = LocalFolder.model_validate_json(content).folder
-            await run_in_threadpool(registry.put, name, _adapter_folder(source), share, shadow)
+            source = _local_folder(content)
+            await run_in_threadpool(registry.put, name, source, share, shadow)
         else:
             await run_in_threadpool(_put_tar, registry, name, content, service.limits.upload_limit, share, shadow)
         return _info(name, registry.task(name))
@@ -315,8 +315,11 @@ def _refuse_hidden(key: Key, name: str) -> None:
         raise Refused(403, "this key may not write a task of that name")
 
 
-def _adapter_folder(name: str) -> Path:
-    return store.read(name).folder
+def _local_folder(content: bytes) -> Path:
+    try:
+        return store.read(LocalFolder.model_validate_json(content).folder).folder
+    except ValidationError as error:
+        raise Refused(422, f'wanted {{"folder": "..."}}: {error.errors()[0]["msg"]}') from error
 
 
 def _put_tar(registry: Registry, name: str, content: bytes, limit: int, share: float | None, shadow: bool) -> None:
@@ -326,7 +329,7 @@ def _put_tar(registry: Registry, name: str, content: bytes, limit: int, share: f
 
 
 def _info(name: str, served: Served) -> TaskInfo:
-    def version(v: Any) -> VersionInfo:
+    def version(v: Version) -> VersionInfo:
         return VersionInfo(id=v.id, method=v.entry.card.method, bytes=v.entry.bytes)
 
     trial, card = served.trial, served.active.entry.card

@@ -97,11 +97,11 @@ class Service:
         """{"index", "task", "answer"} or {"index", "task", "error"} in the order in which they are done."""
         futures = await self.submit(wanted, key)
         try:
-            async with asyncio.timeout(self.limits.request_timeout_s):
-                pending = {asyncio.ensure_future(_numbered(i, future)) for i, future in enumerate(futures)}
-                for done in asyncio.as_completed(pending):
-                    i, outcome = await done
-                    yield {"index": i, "task": wanted[i].task, **outcome}
+            pending = [_numbered(i, future) for i, future in enumerate(futures)]
+            # Not asyncio.timeout, which belongs to one task: a stream is read by another than began it.
+            for done in asyncio.as_completed(pending, timeout=self.limits.request_timeout_s):
+                i, outcome = await done
+                yield {"index": i, "task": wanted[i].task, **outcome}
         except TimeoutError as error:
             raise Refused(
                 503, f"not answered within {self.limits.request_timeout_s:g} s", {"Retry-After": "1"}

@@ -9,8 +9,6 @@ from pathlib import Path, PurePosixPath
 from attentune import store
 from attentune.errors import DataError
 
-FILES = frozenset({store.CONFIG, store.WEIGHTS, store.CARD, store.RECIPE, store.METRICS, store.README, "log.jsonl"})
-
 
 def unpack(content: bytes, folder: Path, limit: int) -> None:
     """Write the known files of a tar (plain or gzip) into `folder`; they may lie in one folder of the tar.
@@ -37,8 +35,8 @@ def _extract(archive: tarfile.TarFile, folder: Path, limit: int) -> None:
             continue
         if not member.isreg():
             raise DataError(f"the upload holds {member.name!r}, which is no plain file")
-        if path.name not in FILES or len(path.parts) > 2:
-            raise DataError(f"the upload holds {member.name!r}; wanted are {', '.join(sorted(FILES))}")
+        if path.name not in store.FILES or len(path.parts) > 2:
+            raise DataError(f"the upload holds {member.name!r}; wanted are {', '.join(sorted(store.FILES))}")
         if path.name in found:
             raise DataError(f"the upload holds {path.name!r} twice")
         found.add(path.name)

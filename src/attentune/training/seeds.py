@@ -81,7 +81,7 @@ def train_seeds(
             "mean": summary([run.scores for run in runs]),
         },
     }
-    store.adopt(best.result.folder, target, metrics)
+    store.copy(best.result.folder, target, metrics)
     for run in runs:
         _keep_events(work / str(run.seed) / f"{target.name}.tensorboard", target, run.seed)
     shutil.rmtree(work)
