@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from attentune.batches import logits_by_row
 from attentune.comparison.plain import Plain
 from attentune.tasks import Features, Task
-from attentune.tasks.task import collate, pack
+from attentune.tasks.task import Logits, collate, pack
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """The grid of C."""
@@ -29,21 +30,21 @@ def fit(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     train: Sequence[Features],
-    validate: Callable[[], float],
+    validation: Sequence[Features],
+    judge: Callable[[list[Logits]], float],
     batch_size: int = 32,
 ) -> str:
-    """Set the head to the pooling and C of which `validate`, called with the head set, gives the most.
+    """Set the head to the pooling and C whose logits of the validation rows `judge` likes most.
 
-    The answer says which they are.
+    The answer says which they are. The backbone reads every row once a pooling.
     """
     best: tuple[float, str, str, Tensor, Tensor] | None = None
     for pooling in POOLINGS if model.head.kind == "sequence" else (model.head.pooling,):
         model.head = replace(model.head, pooling=pooling)
-        batches = _batches(model, task, tokenizer, train, batch_size)
+        known, asked = (_batches(model, task, tokenizer, rows, batch_size) for rows in (train, validation))
         for strength in STRENGTHS:
-            weight, bias = regress(task, batches, model.heads.out_features, strength)
-            _set(model, weight, bias)
-            value = validate()
+            weight, bias = regress(task, known, model.heads.out_features, strength)
+            value = judge(_answers(task, asked, validation, weight, bias, batch_size))
             if best is None or value > best[0]:
                 best = (value, pooling, f"C {strength:g}, {pooling}", weight, bias)
     assert best is not None
@@ -63,12 +64,16 @@ class Batch:
     """[S,T] and `rows` [S]: where rows may be several sequences, what `pack` wants."""
     rows: Tensor | None = None
 
-    def loss(self, task: Task, weight: Tensor, bias: Tensor) -> Tensor:
-        """The sum over rows."""
+    def logits(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """[B,C] or [B,L,C], a row each."""
         logits = self.states @ weight.T + bias
         if self.rows is not None and self.mask is not None:
             logits = pack(logits, self.mask, self.rows)
-        return task.loss(logits, self.targets).sum()
+        return logits
+
+    def loss(self, task: Task, weight: Tensor, bias: Tensor) -> Tensor:
+        """The sum over rows."""
+        return task.loss(self.logits(weight, bias), self.targets).sum()
 
 
 def regress(task: Task, batches: Sequence[Batch], outputs: int, strength: float) -> tuple[Tensor, Tensor]:
@@ -109,6 +114,17 @@ def _batches(
             states = model.states(**given).double()
         batches.append(Batch(states, targets, given["attention_mask"], rows))
     return batches
+
+
+def _answers(
+    task: Task, batches: Sequence[Batch], features: Sequence[Features], weight: Tensor, bias: Tensor, batch_size: int
+) -> list[Logits]:
+    """The logits of each row; `batches` are of `batch_size` rows of `features`."""
+    found: list[Logits] = []
+    for number, batch in enumerate(batches):
+        rows = features[number * batch_size : (number + 1) * batch_size]
+        found += logits_by_row(batch.logits(weight, bias).float().cpu().numpy(), rows, task)
+    return found
 
 
 def _set(model: Plain, weight: Tensor, bias: Tensor) -> None:

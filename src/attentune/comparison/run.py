@@ -133,6 +133,8 @@ class _Fit:
             note = self._learn(trainer)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         scored = self._scored(trainer)
+        # The Trainer leaves its mixed precision around the model, which the bare backbone beside it does not have.
+        trainer.accelerator.unwrap_model(self.tuned.model, keep_fp32_wrapper=False)
         size = len(save({name: p.detach().cpu().contiguous() for name, p in self.tuned.kept().items()}))
         return {
             "run_info": {"peft_config": self.tuned.peft_config, "error_msg": ""},
@@ -225,12 +227,13 @@ class _Fit:
         """Train in place; the note says what a probe chose."""
         if not contender(self.run.contender).trained:
 
-            def validate() -> float:
-                logits = logits_of(trainer, self.task, self.validation)
+            def judge(logits: list[Logits]) -> float:
                 task = self.task.fitted(logits, self.validation, self.data.validation)
                 return task.score(task.decode(logits, self.validation), self.data.validation)[task.main_metric]
 
-            return probe.fit(cast("Plain", trainer.model), self.task, self.tokenizer, self.train, validate)
+            return probe.fit(
+                cast("Plain", trainer.model), self.task, self.tokenizer, self.train, self.validation, judge
+            )
         best = Best(self.task.main_metric, 1.0 if trainer.args.greater_is_better else -1.0)
         trainer.add_callback(best)
         trainer.train()
