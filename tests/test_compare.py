@@ -26,7 +26,7 @@ from attentune.comparison.measure import middle
 from attentune.comparison.pictures import amount, pareto
 from attentune.comparison.plan import Conditions, Run, Schedule
 from attentune.comparison.probe import Batch, regress
-from attentune.comparison.report import estimate, shade, signed
+from attentune.comparison.report import estimate, markdown, shade, signed
 from attentune.comparison.run import execute, read
 from attentune.comparison.sets import load_set
 from attentune.comparison.summary import summarise
@@ -194,10 +194,25 @@ def test_the_report_needs_nothing_else(compared: Path, capsys: pytest.CaptureFix
         assert f">{column}</th>" in page
     text = (compared / "report.md").read_text()
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(tables) == 1 + 2 * 2 + 1
+    assert len(tables) == 1 + 1 + 2 * 2 + 1
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1, table
     assert "\n\n\n" not in text
+
+
+def test_tasks_are_added_under_their_own_conditions(sets: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    compare([str(sets / "tone")], ["probe"], tmp_path, quick(tiny_bert))
+    compare([str(sets / "mood")], ["probe"], tmp_path, replace(quick(tiny_bert), rows=12), add=True)
+    found = summarise(tmp_path)
+    assert {task.name: task.conditions.rows for task in found.tasks} == {"mood": 12, "tone": 24}
+    text = markdown(found)
+    assert "Conditions: rows 12.\n\n|" in text
+    assert "Conditions: rows 24.\n\n|" in text
+    # a task that is named again is compared under its new conditions only
+    compare([str(sets / "mood")], ["probe"], tmp_path, replace(quick(tiny_bert), rows=16), add=True)
+    assert {task.name: task.conditions.rows for task in summarise(tmp_path).tasks} == {"mood": 16, "tone": 24}
+    compare([str(sets / "mood")], ["probe"], tmp_path, replace(quick(tiny_bert), rows=16))
+    assert [task.name for task in summarise(tmp_path).tasks] == ["mood"]
 
 
 def test_the_report_as_json(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,9 @@ def compare_command(
     ray: Annotated[
         str | None, typer.Option(help="Work on a Ray cluster: local, auto (the one that runs here) or host:port.")
     ] = None,
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep the other tasks of OUTPUT, each under its own conditions.")
+    ] = False,
     report: Annotated[bool, typer.Option("--report", help="Train nothing, draw the report of what is done.")] = False,
     json: show.Json = False,
 ) -> None:
@@ -68,6 +71,7 @@ def compare_command(
             minutes=minutes,
             workers=workers,
             ray_address=ray,
+            add=add,
             report=(lambda line: None) if json else show.progress,
         )
     summary = draw(output)

@@ -39,19 +39,24 @@ def compare(
     minutes: float | None = None,
     workers: int = 1,
     ray_address: str | None = None,
+    add: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Schedule:
     """Do every run that is not done yet, and say how far it went.
 
     `data` names folders, files, hub data sets or `demo:<task>`; `methods` contenders. No run begins after `minutes`.
     `workers` processes share the runs, of this machine or, with `ray_address`, of a Ray cluster, whose machines must
-    find data and backbone under the same names.
+    find data and backbone under the same names. With `add` the other tasks that the folder compares already stay in
+    the plan, each under its own conditions; what they lack is done after the tasks that are named.
 
     Raises:
         AttentuneError: what was asked for cannot be meant, or a worker died.
     """
     cells = plan([load_set(source) for source in data], methods, conditions or Conditions(), rates, seeds)
     folder = Path(output).expanduser()
+    if add and (folder / PLAN).is_file():
+        named = {cell.first.task for cell in cells}
+        cells += [cell for cell in read_plan(folder) if cell.first.task not in named]
     _write_plan(folder, cells)
     schedule = Schedule(cells)
     if minutes is not None:

@@ -1,6 +1,7 @@
 """A comparison as one HTML file that needs nothing else, and as Markdown with the same tables."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from jinja2 import Environment
 
 from attentune.comparison.contenders import contender
 from attentune.comparison.pictures import Looks, amount, scores, sensitivity, trade
+from attentune.comparison.plan import Conditions
 from attentune.comparison.summary import Line, Summary, TaskSummary, summarise
 from attentune.evaluation.page import Picture, write
 from attentune.evaluation.pictures import svg
@@ -22,6 +24,8 @@ class Section:
     task: TaskSummary
     rows: tuple[str, ...]
     """Sizes of the splits, in words."""
+    own: str
+    """The conditions that are not those of every task, in words."""
     head: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
     pictures: tuple[Picture, ...]
@@ -51,12 +55,14 @@ def markdown(summary: Summary) -> str:
 
 def _render(template: str, summary: Summary, autoescape: bool) -> str:
     environment = Environment(autoescape=autoescape, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"signed": signed, "estimate": estimate, "shown": shown}
+    environment.filters |= {"signed": signed, "estimate": estimate, "shown": shown, "errors": errors}
     looks = Looks(list(summary.ranks))
+    sections = [_section(task, looks, differing(summary), pictures=autoescape) for task in summary.tasks]
     text = files("attentune.comparison").joinpath(template).read_text(encoding="utf-8")
     return environment.from_string(text).render(
         summary=summary,
-        sections=[_section(task, looks, pictures=autoescape) for task in summary.tasks],
+        sections=sections,
+        calibrated=[section for section in sections if any(line.ece is not None for line in section.task.lines)],
         conditions=conditions(summary),
         looks=looks,
         shade=shade,
@@ -69,12 +75,13 @@ HEAD = (
 )  # fmt: skip
 
 
-def _section(task: TaskSummary, looks: Looks, pictures: bool) -> Section:
+def _section(task: TaskSummary, looks: Looks, own: Sequence[str], pictures: bool) -> Section:
     drawn = _pictures(task, looks) if pictures else ()
     split = "each of 5 folds, every row tested once" if task.folds > 1 else "one split"
     sizes = tuple(f"{count:,} {name}" for name, count in task.sizes.items())
     head = tuple(name.format(contender(task.reference).shown) for name in HEAD)
-    return Section(task, (*sizes, split), head, tuple(map(cells, task.lines)), drawn)
+    words = ", ".join(f"{name.replace('_', ' ')} {condition(getattr(task.conditions, name))}" for name in own)
+    return Section(task, (*sizes, split), words, head, tuple(map(cells, task.lines)), drawn)
 
 
 def cells(line: Line) -> tuple[str, ...]:
@@ -114,19 +121,38 @@ def _pictures(task: TaskSummary, looks: Looks) -> tuple[Picture, ...]:
     return tuple(drawn)
 
 
+def differing(summary: Summary) -> list[str]:
+    """The conditions that are not the same for all tasks."""
+    found = [asdict(task.conditions) for task in summary.tasks]
+    return [f.name for f in fields(Conditions) if len({one[f.name] for one in found}) > 1]
+
+
+def condition(value: Any) -> str:
+    """One condition's value for people."""
+    return "the recipe's" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def conditions(summary: Summary) -> list[tuple[str, str]]:
-    """What all contenders had in common, and where it was measured."""
-    known: Any = summary.conditions
-    given = [(f.name.replace("_", " "), getattr(known, f.name)) for f in fields(known)]
+    """What all tasks and contenders had in common, and where it was measured."""
+    own = differing(summary)
+    common: Any = summary.tasks[0].conditions if summary.tasks else None
+    given = [
+        (f.name.replace("_", " "), getattr(common, f.name)) for f in fields(Conditions) if common and f.name not in own
+    ]
     packages, system = summary.meta.get("package_info", {}), summary.meta.get("system_info", {})
     found = [(name.removesuffix("-version"), version) for name, version in packages.items() if version]
     machine = [(name, system[name]) for name in ("machine", "accelerator", "threads", "python") if name in system]
-    return [(name, "the recipe's" if value is None else str(value)) for name, value in [*given, *found, *machine]]
+    return [(name, condition(value)) for name, value in [*given, *found, *machine]]
 
 
 def shown(name: str) -> str:
     """A contender for people."""
     return contender(name).shown
+
+
+def errors(line: Line | None) -> str:
+    """Expected calibration error before and after temperature."""
+    return "" if line is None or line.ece is None else f"{line.ece:.3f} → {line.ece_after:.3f}"
 
 
 def signed(value: float) -> str:

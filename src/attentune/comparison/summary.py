@@ -35,6 +35,7 @@ class Line:
     bytes: int
     trained: int
     seconds: float
+    """Of training with its validations: of the processor, or of the clock where a GPU did the work."""
     memory: int
     """Peak bytes of the training process (of the GPU where there is one)."""
     latency: dict[str, dict[str, float]]
@@ -60,6 +61,7 @@ class TaskSummary:
 
     name: str
     metric: str
+    conditions: Conditions
     sizes: dict[str, int]
     folds: int
     reference: str
@@ -77,7 +79,6 @@ class TaskSummary:
 class Summary:
     """A whole comparison, as far as it is done."""
 
-    conditions: Conditions
     tasks: tuple[TaskSummary, ...]
     ranks: dict[str, tuple[float, int]]
     """Contender -> (mean rank over tasks, how many tasks), best first."""
@@ -109,7 +110,6 @@ def summarise(folder: str | Path) -> Summary:
     done = [key for key in needed if key in records]
     failed = [(needed[key].name, records[key]["run_info"]["error_msg"]) for key in done if validation[key] is None]
     return Summary(
-        conditions=cells[0].first.conditions,
         tasks=tuple(tasks),
         ranks=_ranks(tasks),
         failures=tuple(failed),
@@ -130,6 +130,7 @@ def _task(cell: Cell, counted: dict[str, Counted], curves: Sequence[Curve]) -> T
     return TaskSummary(
         name=cell.first.task,
         metric=first["metric"],
+        conditions=cell.first.conditions,
         sizes=first["sizes"],
         folds=cell.first.folds,
         reference=reference,
@@ -158,12 +159,18 @@ def _line(name: str, seeds: Counted, score: Estimate, against: Estimate | None) 
         against=against,
         bytes=info[0]["file_size"],
         trained=info[0]["num_trainable_params"],
-        seconds=mean(one["train_time"] for one in info),
+        seconds=mean(map(_seconds, records)),
         memory=max(one["accelerator_memory_max"] for one in info) or max(one["memory_max"] for one in ours),
         latency={batch: _mean_latency(batch, ours) for batch in ours[0]["latency_ms"]},
         ece=_mean_error("ece", ours),
         ece_after=_mean_error("ece_after", ours),
     )
+
+
+def _seconds(record: Record) -> float:
+    if record["meta_info"]["system_info"]["accelerator"] == "none":
+        return record["attentune"]["cpu_time"]
+    return record["train_info"]["train_time"]
 
 
 def _mean_latency(batch: str, ours: Sequence[dict[str, Any]]) -> dict[str, float]:
