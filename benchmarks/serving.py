@@ -1,139 +1,56 @@
 """Many tasks from one backbone, beside the bare backbone and peft: medians of one run, as ratios.
 
-    python benchmarks/serving.py            # minutes on one CPU core
+    python benchmarks/serving.py            # some twenty minutes on two CPU cores, 5 GB of scratch
     python benchmarks/serving.py --quick
+    python benchmarks/serving.py --parts tiers server
 
 All contenders get the same batches of the demo's messages in turn, A B C A B C, after a warm-up of each. Adapters have
-random tensors, which cost what trained ones cost.
+random tensors, which cost what trained ones cost. A part that is measured again replaces its figures only.
 """
 
 import argparse
 import json
+import os
 import random
 import shutil
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import torch
+from load import server
+from many import LABELS, PROMPTS, Batch, Figures, batches, in_turn, make_adapters, texts, traffic
+from many import OPTIONS as METHODS
 from methods import RESULTS, where
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import BertForSequenceClassification, logging
 
-from attentune import METHODS, HeadConfig, TaskModel, demo, store
-from attentune.backbones import fingerprint, load_backbone, load_tokenizer
-from attentune.card import Backbone, TaskCard
+from attentune import TaskModel, store
+from attentune.backbones import load_backbone, load_tokenizer
 from attentune.serving import Ask, Bank, Engine
-from attentune.tasks import Classification, load_data
-from attentune.tasks.columns import Columns
-
-LABELS = 4
-OPTIONS: dict[str, dict[str, Any]] = {
-    "pasta": {},
-    "kernel_mix": {"parts": "qv"},
-    "tiny_attention": {},
-    "prefix_propagation": {"length": 8},
-    "attempt": {"length": 8, "sources": 6, "bottleneck": 16},
-}
-PROMPTS = {"prefix_propagation": 8, "attempt": 8}
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Ids and mask [B,T]."""
-
-    ids: Tensor
-    mask: Tensor
-
-
-def texts() -> list[str]:
-    """The demo's messages."""
-    data = load_data(demo.path("intent", "train").parent)
-    return [row["text"] for row in (*data.train, *data.test)]
-
-
-def batches(tokenizer: Any, rows: int, count: int, length: int) -> list[Batch]:
-    """Batches of `rows` messages, cut and padded to exactly `length` tokens."""
-    draw = random.Random(0)
-    found: list[Batch] = []
-    for _ in range(count):
-        chosen = [" ".join(draw.sample(texts(), 4)) for _ in range(rows)]
-        encoded = tokenizer(chosen, truncation=True, max_length=length, padding="max_length", return_tensors="pt")
-        found.append(Batch(encoded["input_ids"], encoded["attention_mask"]))
-    return found
-
-
-def make_adapters(base: Any, folder: Path, method: str, count: int) -> list[Path]:
-    """`count` adapter folders of one method: one made by peft, the others with its tensors moved a little."""
-    origin = Backbone("minilm", fingerprint(base))
-    head = HeadConfig("sequence", LABELS, "mean")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        model: Any = get_peft_model(TaskModel(base), METHODS[method].config(head=head, **OPTIONS[method]))
-    task = Classification(tuple(f"class {i}" for i in range(LABELS)))
-    card = TaskCard(method, method, task, Columns(("text",), "label"), origin, 128, "mean")
-    first = store.write(folder / f"{method}-0", model, card, "", {})
-    model.unload()
-    tensors = load_file(first / store.WEIGHTS)
-    frozen = METHODS[method].frozen(METHODS[method].config(**OPTIONS[method]))
-    made = [first]
-    for i in range(1, count):
-        made.append(folder / f"{method}-{i}")
-        made[-1].mkdir()
-        for name in (store.CONFIG, store.CARD):
-            shutil.copy(first / name, made[-1] / name)
-        draw = torch.Generator().manual_seed(i)
-        moved = {
-            name: value
-            if name.rsplit(".", 1)[-1] in frozen
-            else value + 0.01 * torch.randn(value.shape, generator=draw)
-            for name, value in tensors.items()
-        }
-        save_file(moved, made[-1] / store.WEIGHTS)
-    return made
-
-
-def in_turn(contenders: dict[str, Callable[[int], Any]], rounds: int, warm: int = 3) -> dict[str, float]:
-    """Seconds of each, the median over rounds; round i gets batch i."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    with torch.inference_mode():
-        for i in range(rounds + warm):
-            for name, run in contenders.items():
-                begin = time.perf_counter()
-                run(i)
-                if i >= warm:
-                    times[name].append(time.perf_counter() - begin)
-    return {name: median(each) for name, each in times.items()}
-
-
-def traffic(names: Sequence[str], rows: int, kind: str, seed: int) -> list[str]:
-    """A task for each row: all tasks alike, or by rank as 1 / rank (Zipf)."""
-    draw = random.Random(seed)
-    weights = None if kind == "uniform" else [1 / (rank + 1) for rank in range(len(names))]
-    return draw.choices(names, weights, k=rows)
-
-
-def throughput(folder: Path, sizes: argparse.Namespace, results: dict[str, Any]) -> None:
+def throughput(folder: Path, sizes: argparse.Namespace) -> Figures:
     """Rows of K tasks in mixed batches against the bare backbone at the same batches."""
     base, tokenizer = load_backbone("minilm", torch.float32), load_tokenizer("minilm")
     given = batches(tokenizer, sizes.rows, sizes.rounds + 3, sizes.length)
-    table: dict[str, dict[str, float]] = {}
+    found: Figures = {}
     for method in sizes.methods:
         prompt = PROMPTS.get(method, 0)
         wide = batches(tokenizer, sizes.rows, sizes.rounds + 3, sizes.length + prompt)
         bank, bare = Bank(load_backbone("minilm", torch.float32)), load_backbone("minilm", torch.float32)
         made = make_adapters(base, folder, method, max(sizes.tasks))
-        begin = time.perf_counter()
-        entries = [bank.add(path.name, path) for path in made]
-        added = (time.perf_counter() - begin) / len(made)
+        times: list[float] = []
+        for path in made:
+            begin = time.perf_counter()
+            bank.add(path.name, path)
+            times.append(time.perf_counter() - begin)
 
         def bare_run(i: int, model: Any = bare) -> None:
             model(input_ids=given[i].ids, attention_mask=given[i].mask)
@@ -153,73 +70,87 @@ def throughput(folder: Path, sizes: argparse.Namespace, results: dict[str, Any])
                 def bank_run(i: int, names: list[str] = names, kind: str = kind, bank: Bank = bank) -> None:
                     bank(given[i].ids, given[i].mask, traffic(names, sizes.rows, kind, i))
 
-                contenders[f"{count} tasks, {kind}"] = bank_run
+                contenders[f"{count:,} tasks, {kind}"] = bank_run
         seconds = in_turn(contenders, sizes.rounds)
         reference = seconds["bare at T + m" if prompt else "bare"]
-        table[method] = {name: reference / value for name, value in seconds.items()}
-        results[f"{method}: ms to add a task"] = 1000 * added
-        results[f"{method}: bytes a task"] = entries[0].bytes
-        results[f"{method}: seconds of a bare batch"] = seconds["bare"]
+        found[method] = {
+            **{name: reference / value for name, value in seconds.items() if not name.startswith("bare")},
+            "bytes a task": bank.entry(made[0].name).bytes,
+            "ms to add the last task": 1000 * median(times[-25:]),
+            "ms of a bare batch": 1000 * seconds["bare"],
+        }
         for path in made:
             shutil.rmtree(path)
-    results["throughput against the backbone"] = table
+    return found
 
 
-def against_peft(folder: Path, sizes: argparse.Namespace, results: dict[str, Any]) -> None:
-    """32 tasks: batches of the engine against one row after another with set_adapter, and against LoRA's own loop."""
+def against_peft(folder: Path, sizes: argparse.Namespace) -> Figures:
+    """32 tasks: one mixed batch against one row after another with set_adapter, and against LoRA's own loop."""
     count = 32
     tokenizer = load_tokenizer("minilm")
-    given = batches(tokenizer, count, sizes.rounds + 3, sizes.length)
     bank = Bank(load_backbone("minilm", torch.float32))
-    for path in make_adapters(load_backbone("minilm", torch.float32), folder, "kernel_mix", count):
-        bank.add(path.name, path)
     alone: Any = TaskModel(load_backbone("minilm", torch.float32)).eval()
-    for i in range(count):
-        alone.load_adapter(f"t{i}", folder / f"kernel_mix-{i}")
+    for i, path in enumerate(make_adapters(load_backbone("minilm", torch.float32), folder, "kernel_mix", count)):
+        bank.add(path.name, path)
+        alone.load_adapter(f"t{i}", path)
+    lora, added = _lora(sizes.peft_adapters)
+    names = [f"t{i}" for i in range(count)]
+    found: Figures = {f"ms to add peft's adapter {sizes.peft_adapters}": 1000 * median(added[-5:])}
+    for length in (sizes.length, sizes.length // 4):
+        given = batches(tokenizer, count, sizes.rounds + 3, length)
+
+        def mixed(i: int, given: Sequence[Batch] = given) -> None:
+            bank(given[i].ids, given[i].mask, bank.names)
+
+        def one_by_one(i: int, given: Sequence[Batch] = given) -> None:
+            for row, name in enumerate(names):
+                alone.set_adapter(name)
+                alone(given[i].ids[row : row + 1], given[i].mask[row : row + 1])
+
+        def set_adapter(i: int, given: Sequence[Batch] = given) -> None:
+            for row, name in enumerate(names):
+                lora.set_adapter(name)
+                lora(input_ids=given[i].ids[row : row + 1], attention_mask=given[i].mask[row : row + 1])
+
+        def loop(i: int, given: Sequence[Batch] = given) -> None:
+            lora(input_ids=given[i].ids, attention_mask=given[i].mask, adapter_names=names)
+
+        seconds = in_turn(
+            {
+                "mixed batch": mixed,
+                "our set_adapter, row by row": one_by_one,
+                "peft LoRA set_adapter, row by row": set_adapter,
+                "peft LoRA adapter_names": loop,
+            },
+            sizes.rounds,
+        )
+        for name, value in seconds.items():
+            if name != "mixed batch":
+                found[f"{length} tokens: times as fast as {name}"] = value / seconds["mixed batch"]
+    return found
+
+
+def _lora(count: int) -> tuple[Any, list[float]]:
+    """peft's LoRA with adapters t0, t1, ..., and the seconds that adding each took."""
     base: Any = load_backbone("minilm", torch.float32)
     classifier = BertForSequenceClassification(base.config)
     classifier.config.num_labels = LABELS
+    settings: dict[str, Any] = {"r": 8, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
+    times: list[float] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        settings: dict[str, Any] = {"r": 8, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
         lora: Any = get_peft_model(classifier, LoraConfig(**settings), adapter_name="t0")
-        times: list[float] = []
-        for i in range(1, sizes.peft_adapters):
+        for i in range(1, count):
             begin = time.perf_counter()
             lora.add_adapter(f"t{i}", LoraConfig(**settings))
             times.append(time.perf_counter() - begin)
-    lora.eval()
-    names = [f"t{i}" for i in range(count)]
-
-    def mixed(i: int) -> None:
-        bank(given[i].ids, given[i].mask, bank.names)
-
-    def one_by_one(i: int) -> None:
-        for row, name in enumerate(names):
-            alone.set_adapter(name)
-            alone(given[i].ids[row : row + 1], given[i].mask[row : row + 1])
-
-    def set_adapter(i: int) -> None:
-        for row, name in enumerate(names):
-            lora.set_adapter(name)
-            lora(input_ids=given[i].ids[row : row + 1], attention_mask=given[i].mask[row : row + 1])
-
-    def loop(i: int) -> None:
-        lora(input_ids=given[i].ids, attention_mask=given[i].mask, adapter_names=names)
-
-    contenders = {"bank": mixed, "set_adapter": one_by_one, "peft set_adapter": set_adapter, "peft LoRA loop": loop}
-    seconds = in_turn(contenders, sizes.rounds)
-    results["32 tasks in 32 rows, times as fast as"] = {
-        name: value / seconds["bank"] for name, value in seconds.items() if name != "bank"
-    }
-    results[f"peft: ms to add adapter {sizes.peft_adapters}"] = 1000 * median(times[-5:])
+    return lora.eval(), times
 
 
-def engine(folder: Path, sizes: argparse.Namespace, results: dict[str, Any]) -> None:
+def engine(folder: Path, sizes: argparse.Namespace) -> Figures:
     """Texts in, answers out, against the bare backbone on batches of the same texts, sorted by length."""
     loaded = Engine.load("minilm", dtype=torch.float32)
-    count = min(1000, max(sizes.tasks))
-    for path in make_adapters(load_backbone("minilm", torch.float32), folder, "pasta", count):
+    for path in make_adapters(load_backbone("minilm", torch.float32), folder, "pasta", min(1000, max(sizes.tasks))):
         loaded.bank.add(path.name, path)
     bare, tokenizer = load_backbone("minilm", torch.float32), load_tokenizer("minilm")
     draw = random.Random(1)
@@ -236,58 +167,138 @@ def engine(folder: Path, sizes: argparse.Namespace, results: dict[str, Any]) -> 
             rows = [{k: encoded[k][j] for k in encoded} for j in order[start : start + 64]]
             bare(**tokenizer.pad(rows, return_tensors="pt"))
 
-    seconds = in_turn({"engine": answer, "backbone": backbone}, max(sizes.rounds // 4, 2), 1)
-    results["engine: texts a second, of the bare backbone's"] = seconds["backbone"] / seconds["engine"]
-    results["engine: texts a second"] = 512 / seconds["engine"]
+    seconds = in_turn({"engine": answer, "backbone": backbone}, max(sizes.rounds // 2, 2), 1)
     loaded.close()
+    return {
+        "texts a second": 512 / seconds["engine"],
+        "of the bare backbone's": seconds["backbone"] / seconds["engine"],
+    }
+
+
+def tiers(folder: Path, sizes: argparse.Namespace) -> Figures:
+    """Many registered tasks, memory for a tenth of them, Zipf traffic."""
+    made = make_adapters(load_backbone("minilm", torch.float32), folder, "pasta", sizes.registered)
+    weight = Bank(load_backbone("minilm", torch.float32)).add("first", made[0]).bytes
+    bank = Bank(load_backbone("minilm", torch.float32), warm_bytes=weight * max(sizes.registered // 10, 1))
+    bank.add(made[0].name, made[0])
+    before, begin = psutil.Process().memory_info().rss, time.perf_counter()
+    for path in made[1:]:
+        bank.add(path.name, path)
+    seconds = time.perf_counter() - begin
+    grown = psutil.Process().memory_info().rss - before - bank.tiers.warm.bytes
+    names = bank.names
+    random.Random(0).shuffle(names)
+    asked = traffic(names, 3 * sizes.asks, "zipf", 0)
+    for name in asked[: 2 * sizes.asks]:
+        bank.hold(name)
+    bank.tiers.hits.clear()
+    times: dict[str, list[float]] = {"warm": [], "cold": [], "cold, from the disk": []}
+    for name in asked[2 * sizes.asks :]:
+        cold = bank.tiers.hits["cold"]
+        begin = time.perf_counter()
+        bank.hold(name)
+        times["warm" if bank.tiers.hits["cold"] == cold else "cold"].append(time.perf_counter() - begin)
+    hits = dict(bank.tiers.hits)
+    os.sync()
+    for name in random.Random(1).sample([n for n in names if bank.entry(n) not in bank.tiers.warm.rows], 50):
+        _forget_pages(bank.entry(name).folder / store.WEIGHTS)
+        begin = time.perf_counter()
+        bank.hold(name)
+        times["cold, from the disk"].append(time.perf_counter() - begin)
+    return {
+        "tasks registered": len(names),
+        "tasks in memory": len(bank.tiers.warm.rows),
+        "ms to register one": 1000 * seconds / len(made),
+        "bytes of a task": weight,
+        "bytes kept for a registered task beside its tensors": grown / len(made),
+        "warm hits": hits["warm"] / sum(hits.values()),
+        **{f"µs of a {name} hit, median": 1e6 * median(each) for name, each in times.items()},
+        "µs of a cold hit, 99 of 100 are faster": 1e6 * quantiles(times["cold"], n=100)[-1],
+    }
+
+
+def _forget_pages(path: Path) -> None:
+    """Let the operating system drop what it remembers of a file."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
+    "throughput": throughput,
+    "against_peft": against_peft,
+    "engine": engine,
+    "tiers": tiers,
+    "server": server,
+}
 
 
 def markdown(results: dict[str, Any]) -> str:
     """The tables."""
-    table = results["throughput against the backbone"]
-    columns = list(dict.fromkeys(name for row in table.values() for name in row if not name.startswith("bare")))
     lines = ["# Measured: many tasks from one backbone", ""]
-    lines += [f"Throughput of mixed batches, of the bare backbone's ({results['batch']}); methods that put a prompt in"]
-    lines += ["front are measured against the backbone at T + m.", ""]
-    lines += [f"| method | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
-    lines += [f"| {name} | " + " | ".join(f"{row[c]:.2f}" for c in columns) + " |" for name, row in table.items()]
-    lines += ["", "| figure | value |", "| --- | --- |"]
-    for name, value in results.items():
-        if isinstance(value, int | float):
-            lines.append(f"| {name} | {value:,.3f} |" if isinstance(value, float) else f"| {name} | {value:,} |")
-        elif name.startswith("32 tasks"):
-            lines += [f"| {name} {other} | {ratio:.2f} |" for other, ratio in value.items()]
+    if table := results.get("throughput"):
+        columns = list(next(iter(table.values())))
+        lines += [
+            f"Throughput of mixed batches, of the bare backbone's ({results['batch']}); methods that put a prompt"
+        ]
+        lines += ["in front are measured against the backbone at T + m.", ""]
+        lines += [f"| method | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+        lines += [f"| {name} | " + " | ".join(shown(row[c]) for c in columns) + " |" for name, row in table.items()]
+    for part in (part for part in PARTS if part != "throughput" and part in results):
+        about = " ".join((PARTS[part].__doc__ or "").split())
+        lines += [
+            "",
+            f"## {part.replace('_', ' ').capitalize()}",
+            "",
+            about,
+            "",
+            "| figure | value |",
+            "| --- | ---: |",
+        ]
+        lines += [f"| {name} | {shown(value)} |" for name, value in results[part].items()]
     about = results["where"]
     lines += ["", f"{about['machine']}, {about['threads']} thread(s), torch {about['torch']}, transformers "]
     lines[-1] += f"{about['transformers']}, peft {about['peft']}, {results['date']}."
     return "\n".join(lines) + "\n"
 
 
+def shown(value: float) -> str:
+    """Three digits, thousands apart."""
+    return f"{value:,.0f}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.3g}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few tasks and rounds, nothing is written")
-    parser.add_argument("--tasks", type=int, nargs="+", default=[1, 8, 64, 1000])
-    parser.add_argument("--methods", nargs="+", choices=list(OPTIONS), default=list(OPTIONS))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--tasks", type=int, nargs="+", default=[1, 8, 64, 1000, 10000])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--rows", type=int, default=32, help="rows of a batch")
     parser.add_argument("--length", type=int, default=64, help="tokens of a row")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--registered", type=int, default=100_000, help="tasks of the tiers")
+    parser.add_argument("--asks", type=int, default=50_000, help="asks of the tiers")
+    parser.add_argument("--seconds", type=float, default=10, help="of each load on the server")
     parser.add_argument("--peft-adapters", type=int, default=200, help="adapters that peft gets")
     parser.add_argument("--threads", type=int, default=1)
     sizes = parser.parse_args()
     if sizes.quick:
         sizes.tasks, sizes.methods, sizes.rounds, sizes.peft_adapters, sizes.rows = [1, 8], ["pasta"], 2, 33, 8
+        sizes.registered, sizes.asks, sizes.seconds = 200, 500, 1
     logging.set_verbosity_error()
     torch.set_num_threads(sizes.threads)
-    results: dict[str, Any] = {"where": where(), "date": time.strftime("%Y-%m-%d %H:%M")}
+    kept = RESULTS / "serving.json"
+    results: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() and not sizes.quick else {}
+    results |= {"where": where(), "date": time.strftime("%Y-%m-%d %H:%M")}
     results["batch"] = f"{sizes.rows} rows of {sizes.length} tokens, minilm, float32"
-    for part in (throughput, against_peft, engine):
+    for part in sizes.parts:
         with TemporaryDirectory() as scratch:
-            part(Path(scratch), sizes, results)
-        print(json.dumps(results), file=sys.stderr)
+            results[part] = PARTS[part](Path(scratch), sizes)
+        print(json.dumps({part: results[part]}), file=sys.stderr)
+        if not sizes.quick:
+            kept.write_text(json.dumps(results, indent=2) + "\n")
     print(markdown(results))
     if not sizes.quick:
-        (RESULTS / "serving.json").write_text(json.dumps(results, indent=2) + "\n")
-        (RESULTS / "serving.md").write_text(markdown(results))
+        kept.with_suffix(".md").write_text(markdown(results))
 
 
 if __name__ == "__main__":
