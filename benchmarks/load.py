@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import quantiles
@@ -80,7 +80,7 @@ def server(folder: Path, sizes: argparse.Namespace) -> Figures:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[int]:
+def started(folder: Path) -> Generator[int]:
     """`attentune serve` on a free port, until the end of the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
