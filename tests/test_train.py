@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import attentune
 from attentune.errors import AttentuneError, ConfigError, DataError, StoreError
+from attentune.evaluation.calibration import Reliability
 from attentune.methods import METHODS
 from attentune.training.recipe import read_recipe
 from attentune.training.train import train
@@ -80,6 +81,10 @@ def test_every_kind_of_task(tiny_bert: Path, tmp_path: Path, kind: str) -> None:
     for split in ("test", "validation"):
         found = adapter.evaluate(data, split=split)
         assert found == pytest.approx({**saved[split], **saved["calibration"][split]}, rel=1e-4, abs=1e-5)
+        bins = saved.get("reliability", {}).get(split, {})
+        errors = {name: Reliability.from_card(card).error for name, card in bins.items()}
+        assert errors.get("after") == pytest.approx(found.get("ece"), abs=1e-4)
+        assert errors.get("before") == pytest.approx(found.get("ece_before"), abs=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)

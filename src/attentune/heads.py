@@ -61,6 +61,8 @@ class TaskOutput(ModelOutput):
     """[B] each row's own C, in a mixed batch; 0 for rows without a head."""
     last_hidden_state: Tensor | None = None
     """[B,T,D], where no head answers for some row or where output_hidden_states asks for it."""
+    prompt_attention: list[Tensor | None] | None = None
+    """Where a bank is asked for it: each row's weights [J] of the prompts mixed for it, None where none are."""
 
 
 @dataclass

@@ -109,9 +109,7 @@ class Predictor:
         card = self.card(task)
         names = METHODS[card.method].mixes(self._host(task).peft_config[self._names[task]])
         if not names:
-            raise UnsupportedError(
-                f"task {task!r} ({card.method}) mixes no prompts, so that there are no weights to show"
-            )
+            raise mixes_nothing(task, card)
         return names
 
     def _host(self, task: str) -> Any:
@@ -351,6 +349,11 @@ def _vocabulary(stored: Mapping[str, Stored], backbone: str | None, base: PreTra
     if found is None:
         raise StoreError(f"adapter {asks[0]!r} has words for its classes, and {name} holds no masked-LM head")
     return found
+
+
+def mixes_nothing(task: str, card: TaskCard) -> UnsupportedError:
+    """What is said where there are no weights of prompts."""
+    return UnsupportedError(f"task {task!r} ({card.method}) mixes no prompts, so that there are no weights to show")
 
 
 def prompt_weights(

@@ -11,7 +11,7 @@ from test_predict import near
 
 import attentune
 from attentune.backbones import load_backbone
-from attentune.errors import ConfigError, DataError, OverloadedError, StoreError, UnknownTaskError
+from attentune.errors import ConfigError, DataError, OverloadedError, StoreError, UnknownTaskError, UnsupportedError
 from attentune.serving import Ask, Engine
 from attentune.serving.batcher import Batcher
 from attentune.serving.engine import Ran
@@ -60,6 +60,30 @@ def test_answers_do_not_depend_on_the_batch(engine: Engine, folders: dict[str, P
     together = engine.answer(asks)
     one_by_one = [engine.answer([ask])[0] for ask in asks]
     assert near(together, one_by_one)
+
+
+def test_weights_of_mixed_prompts_are_those_of_each_adapter_alone(
+    engine: Engine, tiny_bert: Path, tmp_path: Path
+) -> None:
+    base = load_backbone(str(tiny_bert))
+    shape: dict[str, Any] = {"method": "attempt", "labels": 3, "length": 2, "sources": 2, "bottleneck": 4}
+    # The same sources under other names share a shelf.
+    folders = {
+        name: adapter(base, tmp_path / name, seed=7, source_names=names, **shape)
+        for name, names in (("named", ["nli", "stars"]), ("renamed", ["a", "b"]))
+    }
+    for name, folder in folders.items():
+        engine.bank.add(name, folder)
+    asks = [Ask(name, text, attention=name in folders) for text in TEXTS for name in ("tone", *folders, "names")]
+    found = engine.answer(asks)
+    for name, folder in folders.items():
+        mine = [answer["attention"] for ask, answer in zip(asks, found, strict=True) if ask.task == name]
+        assert near(mine, attentune.load(folder, str(tiny_bert)).attention(TEXTS))
+        assert all(sum(weights.values()) == pytest.approx(1.0, abs=1e-5) for weights in mine)
+    assert [list(a["attention"]) for a in found[1:3]] == [["nli", "stars", "target"], ["a", "b", "target"]]
+    assert not any("attention" in answer for ask, answer in zip(asks, found, strict=True) if not ask.attention)
+    with pytest.raises(UnsupportedError, match=r"'tone' \(pasta\) mixes no prompts"):
+        engine.answer([Ask("tone", TEXTS[0], attention=True)])
 
 
 def test_an_ask_that_fails_fails_alone(engine: Engine) -> None:

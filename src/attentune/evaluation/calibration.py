@@ -11,8 +11,9 @@ Sources: Naeini, Cooper, Hauskrecht 2015 (expected calibration error); Guo, Plei
 Nixon et al. 2019 (bins of equal mass); Brier 1950; DeGroot and Fienberg 1983 (reliability).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,6 +49,15 @@ class Reliability:
     def error(self) -> float:
         """The expected calibration error, between 0 (perfect) and 1: sum of weight |observed - stated|."""
         return float(np.sum(self.weight * np.abs(self.observed - self.stated)))
+
+    def to_card(self) -> dict[str, list[float]]:
+        """As plain JSON values, to six digits."""
+        return {f.name: [round(float(x), 6) for x in getattr(self, f.name)] for f in fields(self)}
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Sequence[float]]) -> Self:
+        """The way back."""
+        return cls(**{f.name: np.asarray(card[f.name], dtype=float) for f in fields(cls)})
 
 
 def reliability(stated: ArrayLike, true: ArrayLike, bins: int = BINS, equal_mass: bool = False) -> Reliability:

@@ -20,13 +20,13 @@ from attentune.backbones import fingerprint, load_backbone
 from attentune.card import TaskCard
 from attentune.errors import ConfigError, StoreError, UnknownTaskError, UnsupportedError
 from attentune.heads import States, TaskOutput, assemble
-from attentune.method import Group, MethodConfig
+from attentune.method import METHODS, Group, MethodConfig
 from attentune.model import TaskModel
 from attentune.serving.head import Head
 from attentune.serving.shelf import Shelf, digest, frozen_tensors
 from attentune.serving.tiers import Tiers
 from attentune.sites.rows import BASE, RowRequest
-from attentune.tuner import requested
+from attentune.tuner import memo, requested
 from attentune.vocabulary import vocabulary_head
 
 
@@ -42,6 +42,8 @@ class Entry:
     head: Head
     bytes: int
     """Of its row."""
+    prompts: tuple[str, ...] = ()
+    """What its method mixes for every text, in the order of the weights; most methods mix nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +149,8 @@ class Bank:
         shelf = self._shelf(config, tensors)
         _check_known(shelf, head, config, tensors)
         row = _row(shelf, head, tensors)
-        entry = Entry(name, stored.folder, self._intern(stored.card), shelf, head, row.nbytes)
+        prompts = METHODS[stored.card.method].mixes(config)
+        entry = Entry(name, stored.folder, self._intern(stored.card), shelf, head, row.nbytes, prompts)
         self.tiers.put(entry, row)
         return entry
 
@@ -174,9 +177,18 @@ class Bank:
         return Held(entry, self.tiers.get(entry))
 
     def __call__(
-        self, input_ids: Tensor, attention_mask: Tensor, adapter_names: Sequence[str | Held], **inputs: Tensor
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        adapter_names: Sequence[str | Held],
+        *,
+        prompt_attention: bool = False,
+        **inputs: Tensor,
     ) -> TaskOutput:
-        """input_ids [B,T], attention_mask [B,T], a task (or a held one) a row -> logits; raises as `hold` does."""
+        """input_ids [B,T], attention_mask [B,T], a task (or a held one) a row -> logits; raises as `hold` does.
+
+        With `prompt_attention` the output has the weights of the prompts that are mixed for each row, too.
+        """
         if len(adapter_names) != len(input_ids):
             raise UnsupportedError(
                 f"{len(adapter_names)} names were given for {len(input_ids)} rows; one each is wanted"
@@ -189,7 +201,10 @@ class Bank:
             request = RowRequest.given([str(n) for n in adapter_names], tuple(_groups(held, device)), device)
             with requested(self.model, request):
                 states = self.model.states(input_ids.to(device), attention_mask.to(device), **moved)
-            return assemble(list(_answers(held, states)), states)
+            output = assemble(list(_answers(held, states)), states)
+            if prompt_attention:
+                output.prompt_attention = _per_row(memo(self.model, "prompt_attention"), len(held))
+            return output
 
     def _read(self, key: Hashable) -> Tensor:
         entry = cast("Entry", key)
@@ -260,6 +275,11 @@ def _groups(held: Sequence[Held | None], device: torch.device) -> Iterable[Group
     for shelf, at in members.items():
         index = None if len(at) == len(held) else torch.tensor(at, device=device)
         yield shelf.group([bodies[id(cast("Held", held[i]).row)] for i in at], index)
+
+
+def _per_row(found: Tensor | list[Tensor | None] | None, batch: int) -> list[Tensor | None]:
+    """What a forward left, an entry a row."""
+    return [None] * batch if found is None else list(found)
 
 
 def _answers(held: Sequence[Held | None], states: States) -> Iterable[tuple[Tensor, Tensor]]:

@@ -21,6 +21,10 @@ class Piece:
 
     held: Held
     inputs: Inputs
+    attention: bool = False
+    """Whether the weights of mixed prompts are wanted."""
+    weights: Logits | None = None
+    """[J], from before `logits` has its result."""
     logits: Future[Logits] = field(default_factory=lambda: Future[Logits]())
     """Cancelled, it leaves the queue without being run."""
     arrived: float = field(default_factory=time.monotonic)

@@ -9,14 +9,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from attentune.backbones import load_tokenizer
 from attentune.batches import joined, logits_by_sequence
 from attentune.confidence import answers, check_wishes
 from attentune.errors import AttentuneError
+from attentune.predict import mixes_nothing
 from attentune.serving.bank import Bank, Entry, Held
 from attentune.serving.batcher import Batcher, Piece
 from attentune.tasks import Answer, Features
@@ -34,6 +36,8 @@ class Ask:
     input: Input
     abstain_at: float | None = None
     coverage: float | None = None
+    attention: bool = False
+    """Give the weights of the prompts that are mixed for the input, too: see `Predictor.attention`."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,8 @@ class Engine:
             for i in places:
                 try:
                     check_wishes(card.task, card.calibration, asks[i].abstain_at, asks[i].coverage)
+                    if asks[i].attention and not held.entry.prompts:
+                        raise mixes_nothing(held.entry.name, card)
                     at.append(i)
                 except AttentuneError as error:
                     futures[i].set_exception(error)
@@ -145,7 +151,7 @@ class Engine:
                 if isinstance(features, AttentuneError):
                     futures[i].set_exception(features)
                     continue
-                pieces = [Piece(held, sequence) for sequence in features.sequences]
+                pieces = [Piece(held, sequence, asks[i].attention) for sequence in features.sequences]
                 yield _Waiting(asks[i], held.entry, features, pieces, futures[i])
 
     def _features(self, entry: Entry, inputs: Sequence[Input]) -> Sequence[Features | AttentuneError]:
@@ -188,6 +194,9 @@ class Engine:
             logits = joined([piece.logits.result() for piece in one.pieces], one.entry.card.task)
             card, ask = one.entry.card, one.ask
             (found,) = answers(card.task, card.calibration, [logits], [one.features], ask.abstain_at, ask.coverage)
+            if ask.attention:
+                mean = np.mean([cast("Logits", piece.weights) for piece in one.pieces], axis=0)
+                found = {**found, "attention": dict(zip(one.entry.prompts, map(float, mean), strict=True))}
             one.answer.set_result(found)
         except Exception as error:
             one.answer.set_exception(error)
@@ -228,7 +237,10 @@ class Engine:
         sequences = [piece.inputs for piece in batch]
         inputs = pad_inputs(sequences, self.tokenizer)
         ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
-        out = self.bank(ids, mask, [piece.held for piece in batch], **inputs)
+        wanted = any(piece.attention for piece in batch)
+        out = self.bank(ids, mask, [piece.held for piece in batch], prompt_attention=wanted, **inputs)
         assert out.logits is not None
+        for piece, weights in zip(batch, out.prompt_attention or (), strict=False):
+            piece.weights = None if weights is None else weights.float().cpu().numpy()
         tasks = [piece.held.entry.card.task for piece in batch]
         return logits_by_sequence(out.logits.float().cpu().numpy(), sequences, tasks)

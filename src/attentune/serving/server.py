@@ -40,6 +40,7 @@ class Item(BaseModel):
     )
     abstain_at: float | None = Field(None, description="Answers less sure than this are marked `abstained`.")
     coverage: float | None = Field(None, description="Ask for the set of answers that holds the true one this often.")
+    attention: bool = Field(False, description="Ask for the weights of the source prompts that ATTEMPT mixes.")
 
 
 class PredictRequest(BaseModel):
@@ -186,7 +187,7 @@ def _add_predict(app: FastAPI, service: Service, predict_key: Callable[..., Key]
         `index` of what it answers. An item that fails has an `error` and leaves the others alone.
         """
         wanted = [
-            Wanted(task, item.input, item.abstain_at, item.coverage)
+            Wanted(task, item.input, item.abstain_at, item.coverage, item.attention)
             for item in body.items
             for task in ([item.task] if isinstance(item.task, str) else item.task)
         ]

@@ -31,6 +31,7 @@ class Wanted:
     input: Any
     abstain_at: float | None = None
     coverage: float | None = None
+    attention: bool = False
 
 
 class Service:
@@ -88,7 +89,7 @@ class Service:
                 failed[i] = error
                 continue
             places.append(i)
-            asks.append(Ask(held, one.input, one.abstain_at, one.coverage))
+            asks.append(Ask(held, one.input, one.abstain_at, one.coverage, one.attention))
             if shadow is not None:
                 shadows.append((len(asks) - 1, Ask(shadow, one.input)))
         return asks, places, shadows

@@ -161,10 +161,19 @@ def certified(
 
 
 def measured(judged: Mapping[str, Judgement]) -> dict[str, Any]:
-    """Scores by split, and `calibration`: what they tell of trust."""
+    """Scores by split; also by split `calibration`, what they tell of trust, and `reliability`, bins of its diagram.
+
+    The bins are those of the learned probabilities (`before`) and of the calibrated ones (`after`).
+    """
+    bins = {
+        name: {"before": one.before.to_card(), "after": one.after.to_card()}
+        for name, one in judged.items()
+        if one.before is not None and one.after is not None
+    }
     return {
         **{name: one.scores for name, one in judged.items()},
         "calibration": {name: one.trust for name, one in judged.items()},
+        **({"reliability": bins} if bins else {}),
     }
 
 
