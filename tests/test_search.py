@@ -184,3 +184,13 @@ def test_command_over_two_processes(tiny_bert: Path, tmp_path: Path, capsys: pyt
     assert re.search(r"trial +method +bytes +accuracy", shown.out)
     assert run("search", data, "-o", tmp_path / "c", "--budget", "lots", *settings[2:]) == 2
     assert "a budget is a size such as 64KB" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own threads and sockets, at its start and end
+def test_a_ray_cluster_works_on_one_study(tiny_bert: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    given: dict[str, Any] = {"methods": ["pasta"], "trials": 3, "minutes": 5, **FIXED}
+    found = search(DATA, tmp_path / "a", str(tiny_bert), **given, workers=2, ray_address="local")
+    assert len(found.metrics["search"]["trials"]) == 3
+    assert attentune.load(found.folder).predict([DATA["train"][0]["text"]])
