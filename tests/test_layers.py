@@ -14,6 +14,7 @@ LAYERS = {
     "attentune.demo": 1,
     "attentune.evaluation": 1,
     "attentune.method": 1,
+    "attentune.scalar_attention": 1,
     "attentune.backbones": 2,
     "attentune.methods": 2,
     "attentune.sites": 2,

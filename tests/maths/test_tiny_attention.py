@@ -115,7 +115,7 @@ def test_tiny_attention(seed, batch, length, heads, w, causal):
     q, k, v = (draw.tensor(batch, length, heads * w) for _ in range(3))
     allowed = may_see(draw_mask(draw, batch, length).tolist(), causal)
     by_head = [t.unflatten(-1, (heads, w)).transpose(1, 2) for t in (q, k, v)]
-    found = tiny_attention(by_head[0], by_head[1], by_head[2], torch.tensor(allowed)[:, None], heads)
+    found = tiny_attention(by_head[0], by_head[1], by_head[2], torch.tensor(allowed)[:, None])
     close(found, [slow_attention(q[b].tolist(), k[b].tolist(), v[b].tolist(), allowed[b], heads) for b in range(batch)])
 
 
