@@ -2,9 +2,11 @@
 
 AttentuneError (a ValueError)
 ├── ConfigError        an option or recipe that cannot be meant
+│   ├── ConflictError      what the present state does not allow: another one would
 │   └── UnknownTaskError   a task that is not there
 ├── DataError          rows, columns or labels that do not fit the task
 ├── OverloadedError    more requests than the engine's limits allow; the same request may succeed later
+├── StorageError       a disk that is full, or does not let itself be written
 ├── StoreError         an adapter folder that is missing, incomplete or does not fit the backbone
 └── UnsupportedError   an architecture, method or request that attentune refuses, with what it offers instead
 
@@ -20,6 +22,10 @@ class ConfigError(AttentuneError):
     """An option or recipe that cannot be meant."""
 
 
+class ConflictError(ConfigError):
+    """What the present state does not allow: another one would."""
+
+
 class UnknownTaskError(ConfigError):
     """A task that is not there."""
 
@@ -30,6 +36,10 @@ class DataError(AttentuneError):
 
 class OverloadedError(AttentuneError):
     """More requests than the engine's limits allow; the same request may succeed later."""
+
+
+class StorageError(AttentuneError):
+    """A disk that is full, or does not let itself be written."""
 
 
 class StoreError(AttentuneError):

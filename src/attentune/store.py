@@ -170,6 +170,8 @@ def _replace(target: Path, fresh: Path) -> None:
 
 def recover(target: Path) -> None:
     """Put back what a kill between the two renames of a replacement left aside."""
+    if not target.name:  # the root of the disk
+        return
     old = aside(target)
     if old.is_dir() and not target.exists():
         os.rename(old, target)

@@ -67,18 +67,19 @@ class Server:
 
     def post(self, items: list[dict[str, Any]]) -> tuple[int, Any]:
         """Predict: status and body."""
-        status, content = self._send("POST", "/v1/predict", json.dumps({"items": items}).encode(), "application/json")
+        status, content = self.send("POST", "/v1/predict", json.dumps({"items": items}).encode(), "application/json")
         return status, json.loads(content)
 
     def put(self, name: str, content: bytes) -> int:
         """Upload a tar: the status."""
-        return self._send("PUT", f"/v1/tasks/{name}", content, "application/x-tar")[0]
+        return self.send("PUT", f"/v1/tasks/{name}", content, "application/x-tar")[0]
 
     def delete(self, name: str) -> int:
         """Remove a task: the status."""
-        return self._send("DELETE", f"/v1/tasks/{name}", b"", "application/json")[0]
+        return self.send("DELETE", f"/v1/tasks/{name}", b"", "application/json")[0]
 
-    def _send(self, method: str, path: str, body: bytes, kind: str) -> tuple[int, bytes]:
+    def send(self, method: str, path: str, body: bytes, kind: str) -> tuple[int, bytes]:
+        """Any request: status and body."""
         request = urllib.request.Request(f"http://{self.address}{path}", body, {"Content-Type": kind}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:

@@ -6,21 +6,36 @@ BYTES [N], `score` FP32 [N], `probabilities` FP32 [N,C], `value` FP32 [N].
 """
 
 import json
+import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 
 from attentune.card import TaskCard
+from attentune.serving import bodies, document
+from attentune.serving.document import ASKED, reference
 from attentune.serving.keys import Key
 from attentune.serving.problems import Refused
 from attentune.serving.service import Service, Wanted
+from attentune.serving.tensors import (
+    InferRequest,
+    InferResponse,
+    Live,
+    ModelInfo,
+    ModelReady,
+    OutputTensor,
+    Ready,
+    ServerInfo,
+    TensorInfo,
+)
 
-HEADER = "inference-header-content-length"
+HEADER, BINARY = "Inference-Header-Content-Length", "application/octet-stream"
+Datatype = Literal["BYTES", "FP32"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,7 @@ class Output:
     """One output tensor."""
 
     name: str
-    datatype: str
+    datatype: Datatype
     shape: tuple[int, ...]
     values: list[Any]
 
@@ -42,56 +57,49 @@ class Output:
 def add(app: FastAPI, service: Service, predict_key: Callable[..., Key]) -> None:
     """Add the routes under /v2."""
 
-    @app.get("/v2")
-    async def server() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    @app.get("/v2", responses=document.problems(503))
+    async def server() -> ServerInfo:  # pyright: ignore[reportUnusedFunction]
         """What this server is."""
         from importlib.metadata import version
 
-        return {"name": "attentune", "version": version("attentune"), "extensions": ["binary_tensor_data"]}
+        return ServerInfo(name="attentune", version=version("attentune"), extensions=["binary_tensor_data"])
 
     @app.get("/v2/health/live")
-    async def live() -> dict[str, bool]:  # pyright: ignore[reportUnusedFunction]
+    async def live() -> Live:  # pyright: ignore[reportUnusedFunction]
         """The process runs."""
-        return {"live": True}
+        return Live(live=True)
 
-    @app.get("/v2/health/ready")
-    async def ready() -> dict[str, bool]:  # pyright: ignore[reportUnusedFunction]
+    @app.get("/v2/health/ready", responses=document.problems(503))
+    async def ready() -> Ready:  # pyright: ignore[reportUnusedFunction]
         """It takes requests."""
         if not service.ready:
             raise Refused(503, "not ready")
-        return {"ready": True}
+        return Ready(ready=True)
 
-    @app.get("/v2/models/{task}")
+    @app.get("/v2/models/{task}", responses=document.problems(*ASKED, 404))
     @app.get("/v2/models/{task}/versions/{version}", include_in_schema=False)
-    async def model(task: str, key: Annotated[Key, Depends(predict_key)], version: str | None = None) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def model(task: str, key: Annotated[Key, Depends(predict_key)], version: str | None = None) -> ModelInfo:  # pyright: ignore[reportUnusedFunction]
         """The tensors of a task."""
         served = service.visible(key, task)
         _check_version(version, served.active.id)
         return metadata(task, served.active.entry.card, [served.active.id])
 
-    @app.get("/v2/models/{task}/ready")
+    @app.get("/v2/models/{task}/ready", responses=document.problems(*ASKED, 404))
     @app.get("/v2/models/{task}/versions/{version}/ready", include_in_schema=False)
     async def model_ready(
         task: str, key: Annotated[Key, Depends(predict_key)], version: str | None = None
-    ) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    ) -> ModelReady:  # pyright: ignore[reportUnusedFunction]
         """The task is served."""
         _check_version(version, service.visible(key, task).active.id)
-        return {"name": task, "ready": True}
+        return ModelReady(name=task, ready=True)
 
     @app.post(
         "/v2/models/{task}/infer",
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {
-                        "schema": {"type": "object", "required": ["inputs"]},
-                        "example": {
-                            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["Where is it?"]}]
-                        },
-                    }
-                },
-            }
+        openapi_extra=document.body({"application/json": reference(InferRequest)}),
+        response_model=InferResponse,
+        responses={
+            200: {"content": {BINARY: {"schema": {"type": "string", "format": "binary"}}}},
+            **document.problems(*ASKED, 404, 422),
         },
     )
     @app.post("/v2/models/{task}/versions/{version}/infer", include_in_schema=False)
@@ -111,22 +119,22 @@ def add(app: FastAPI, service: Service, predict_key: Callable[..., Key]) -> None
         return _response(task, served.active.id, body, outputs)
 
 
-def metadata(task: str, card: TaskCard, versions: Sequence[str]) -> dict[str, Any]:
+def metadata(task: str, card: TaskCard, versions: Sequence[str]) -> ModelInfo:
     """The metadata document of a task."""
     kinds = _kinds(card)
     names = ["text", "text_pair"] if card.task.pair else ["text"]
-    return {
-        "name": task,
-        "versions": list(versions),
-        "platform": "attentune",
-        "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in names],
-        "outputs": [{"name": name, "datatype": kind, "shape": [-1, *shape]} for name, (kind, shape) in kinds.items()],
-    }
+    return ModelInfo(
+        name=task,
+        versions=list(versions),
+        platform="attentune",
+        inputs=[TensorInfo(name=name, datatype="BYTES", shape=[-1]) for name in names],
+        outputs=[TensorInfo(name=name, datatype=kind, shape=[-1, *shape]) for name, (kind, shape) in kinds.items()],
+    )
 
 
-def _kinds(card: TaskCard) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _kinds(card: TaskCard) -> dict[str, tuple[Datatype, tuple[int, ...]]]:
     """Name -> (datatype, shape of one row) of a task's outputs."""
-    found: dict[str, tuple[str, tuple[int, ...]]] = {"answer": ("BYTES", ())}
+    found: dict[str, tuple[Datatype, tuple[int, ...]]] = {"answer": ("BYTES", ())}
     if card.task.kind == "classification":
         found |= {"label": ("BYTES", ()), "score": ("FP32", ())}
     if card.task.kind in ("classification", "multilabel"):
@@ -154,58 +162,41 @@ def _check_version(asked: str | None, active: str) -> None:
         raise Refused(404, f"version {asked!r} does not answer; {active} does")
 
 
-def _parts(content: bytes, header: str | None) -> tuple[dict[str, Any], bytes]:
+def _parts(content: bytes, header: str | None) -> tuple[InferRequest, bytes]:
     """The JSON part of a body and the binary tensors behind it."""
-    if header is not None and not header.isdigit():
+    if header is not None and not (header.isdecimal() and len(header) < 19):
         raise Refused(400, "Inference-Header-Content-Length is a number")
     cut = len(content) if header is None else int(header)
     if cut > len(content):
         raise Refused(400, f"Inference-Header-Content-Length is {cut}, and the body has {len(content)} bytes")
     try:
-        body = json.loads(content[:cut])
-    except ValueError as error:
-        raise Refused(400, "the body is not JSON") from error
-    if not isinstance(body, dict) or not isinstance(cast("Any", body).get("inputs"), list):
-        raise Refused(400, "the body is an object with a list of inputs")
-    return cast("dict[str, Any]", body), content[cut:]
+        return InferRequest.model_validate(bodies.read(content[:cut])), content[cut:]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the body"
+        raise Refused(400, f"{where}: {first['msg']}") from error
 
 
-def _inputs(body: dict[str, Any], blobs: bytes) -> list[Any]:
+def _inputs(request: InferRequest, blobs: bytes) -> list[Any]:
     tensors: dict[str, list[str]] = {}
     at = 0
-    for entry in body["inputs"]:
-        if not isinstance(entry, dict) or not {"name", "datatype", "shape"} <= cast("dict[str, Any]", entry).keys():
-            raise Refused(400, "an input has name, datatype and shape")
-        tensor = cast("dict[str, Any]", entry)
-        if tensor["datatype"] != "BYTES":
-            raise Refused(400, f"input {tensor['name']!r} is {tensor['datatype']!r}; BYTES is wanted")
-        parameters = tensor.get("parameters") or {}
-        size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    for tensor in request.inputs:
+        size = tensor.parameters.get("binary_data_size")
         if size is None:
-            values = _flat(tensor.get("data"))
+            values = _flat(tensor.data)
         else:
             if not isinstance(size, int) or not 0 <= size <= len(blobs) - at:
-                raise Refused(400, f"input {tensor['name']!r} has binary_data_size {size!r}, which is not there")
+                raise Refused(400, f"input {tensor.name!r} has binary_data_size {size!r}, which is not there")
             values, at = _texts(blobs[at : at + size]), at + size
-        count = 1
-        for side in tensor["shape"] if isinstance(tensor["shape"], list) else [None]:
-            if not isinstance(side, int) or side < 0:
-                raise Refused(
-                    400, f"input {tensor['name']!r} has the shape {tensor['shape']!r}; whole numbers are wanted"
-                )
-            count *= side
-        if count != len(values):
-            raise Refused(400, f"input {tensor['name']!r} has {len(values)} texts and the shape {tensor['shape']}")
-        tensors[str(tensor["name"])] = values
+        if math.prod(tensor.shape) != len(values):
+            raise Refused(400, f"input {tensor.name!r} has {len(values)} texts and the shape {tensor.shape}")
+        tensors[tensor.name] = values
     return _rows(tensors)
 
 
 def _rows(tensors: dict[str, list[str]]) -> list[Any]:
     if "row" in tensors:
-        try:
-            return [json.loads(value) for value in tensors["row"]]
-        except ValueError as error:
-            raise Refused(400, "an input `row` is a JSON object") from error
+        return [bodies.read(value) for value in tensors["row"]]
     if "text" not in tensors:
         raise Refused(400, f"an input named text is wanted, found {', '.join(tensors) or 'none'}")
     if "text_pair" not in tensors:
@@ -241,35 +232,27 @@ def _texts(blob: bytes) -> list[str]:
     return found
 
 
-def _response(task: str, version: str, body: dict[str, Any], outputs: Sequence[Output]) -> Response:
+def _response(task: str, version: str, request: InferRequest, outputs: Sequence[Output]) -> Response:
     """All outputs, or those asked for, as JSON or binary as each is asked for."""
-    wanted = {str(o.get("name")): o for o in body.get("outputs") or [] if isinstance(o, dict)}
+    wanted = {asked.name: asked.parameters for asked in request.outputs}
     unknown = [name for name in wanted if name not in {output.name for output in outputs}]
     if unknown:
         raise Refused(400, f"no output {unknown[0]!r}; there are {', '.join(output.name for output in outputs)}")
-    parameters = body.get("parameters")
-    everything = bool(parameters.get("binary_data_output")) if isinstance(parameters, dict) else False
-    documents: list[dict[str, Any]] = []
+    everything = bool(request.parameters.get("binary_data_output"))
+    documents: list[OutputTensor] = []
     blobs: list[bytes] = []
     for output in outputs:
         if wanted and output.name not in wanted:
             continue
-        asked = wanted.get(output.name, {}).get("parameters") or {}
-        document: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
-        if asked.get("binary_data", everything):
+        made = OutputTensor(name=output.name, datatype=output.datatype, shape=list(output.shape))
+        if wanted.get(output.name, {}).get("binary_data", everything):
             blobs.append(output.binary())
-            document["parameters"] = {"binary_data_size": len(blobs[-1])}
+            made.parameters = {"binary_data_size": len(blobs[-1])}
         else:
-            document["data"] = output.values
-        documents.append(document)
-    answer: dict[str, Any] = {"model_name": task, "model_version": version, "outputs": documents}
-    if isinstance(body.get("id"), str):
-        answer["id"] = body["id"]
+            made.data = output.values
+        documents.append(made)
+    answer = InferResponse(model_name=task, model_version=version, id=request.id, outputs=documents)
+    head = answer.model_dump_json(exclude_none=True).encode()
     if not blobs:
-        return JSONResponse(answer)
-    head = json.dumps(answer).encode()
-    return Response(
-        head + b"".join(blobs),
-        media_type="application/octet-stream",
-        headers={"Inference-Header-Content-Length": str(len(head))},
-    )
+        return Response(head, media_type="application/json")
+    return Response(head + b"".join(blobs), media_type=BINARY, headers={HEADER: str(len(head))})

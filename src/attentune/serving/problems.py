@@ -9,11 +9,38 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
-from attentune.errors import AttentuneError, OverloadedError, UnknownTaskError
+from attentune.errors import AttentuneError, ConflictError, OverloadedError, StorageError, UnknownTaskError
 
 log = logging.getLogger(__name__)
+
+
+STATUSES: tuple[tuple[type[AttentuneError], int], ...] = (
+    (UnknownTaskError, 404),
+    (ConflictError, 409),
+    (OverloadedError, 503),
+    (StorageError, 503),
+)
+"""Of errors; all others are 422. A later try may succeed where it is 503."""
+
+
+class ProblemDocument(BaseModel):
+    """What a request is refused with (RFC 9457)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"type": "about:blank", "title": "Not Found", "status": 404, "detail": "there is no task 'intent'"}
+            ]
+        }
+    )
+    type: str
+    title: str
+    status: int
+    detail: str
 
 
 class Problem(JSONResponse):
@@ -22,8 +49,8 @@ class Problem(JSONResponse):
     media_type = "application/problem+json"
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
-        title = HTTPStatus(status).phrase
-        super().__init__({"type": "about:blank", "title": title, "status": status, "detail": detail}, status, headers)
+        document = ProblemDocument(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail)
+        super().__init__(document.model_dump(), status, headers)
 
 
 class Refused(Exception):  # noqa: N818, it is an answer and not a fault
@@ -36,9 +63,7 @@ class Refused(Exception):  # noqa: N818, it is an answer and not a fault
 
 def status_of(error: AttentuneError) -> int:
     """The HTTP status of what attentune refuses."""
-    if isinstance(error, UnknownTaskError):
-        return 404
-    return 503 if isinstance(error, OverloadedError) else 422
+    return next((status for kind, status in STATUSES if isinstance(error, kind)), 422)
 
 
 def describe(error: Exception) -> dict[str, Any]:
@@ -63,8 +88,11 @@ def install(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"][1:])
         return Problem(422, f"{where or 'the body'}: {first['msg']}")
 
-    async def http(_: Request, error: Any) -> Problem:
-        return Problem(error.status_code, str(error.detail), dict(error.headers or {}))
+    async def http(request: Request, error: Any) -> Problem:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(app, request))
+        return Problem(error.status_code, str(error.detail), headers)
 
     async def broken(request: Request, error: Exception) -> Problem:
         log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
@@ -75,3 +103,12 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, broken)
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """What a path can be asked with; a route knows only its own methods."""
+    found: set[str] = set()
+    for route in app.routes:
+        if route.matches(request.scope)[0] != Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)

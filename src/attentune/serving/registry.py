@@ -18,13 +18,13 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from attentune import store
-from attentune.errors import AttentuneError, ConfigError, StoreError, UnknownTaskError
+from attentune.errors import AttentuneError, ConfigError, ConflictError, StorageError, StoreError, UnknownTaskError
 from attentune.serving.bank import Bank, Entry, Held
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -125,11 +125,12 @@ class Registry:
             for name in [n for n in self._tasks if n not in found]:
                 self._forget(name)
 
-    def put(self, name: str, source: Path, share: float | None = None, shadow: bool = False) -> Version:
+    def put(self, name: str, fill: Callable[[Path], None], share: float | None = None, shadow: bool = False) -> Version:
         """Serve an adapter folder under a name: at once, or on trial for a share of the asks or as a shadow.
 
-        `source` is copied. The version that answers already stays as it is. Raises what `Bank.stage` raises, and
-        ConfigError for a name or share that cannot be.
+        `fill` writes the folder's files into an empty folder. The version that answers already stays as it is. Raises
+        what `fill` and `Bank.stage` raise, ConfigError for a name or share that cannot be, and StorageError when the
+        disk is full.
         """
         _check_name(name)
         if share is not None and not 0 < share <= 1:
@@ -137,9 +138,10 @@ class Registry:
         if (share is not None or shadow) and name not in self._tasks:
             raise UnknownTaskError(f"there is no task {name!r} to try a version of")
         incoming = self.folder / ".incoming" / uuid.uuid4().hex
-        incoming.parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copytree(source, incoming)
+            with _writing():
+                incoming.mkdir(parents=True)
+                fill(incoming)
             entry = self.bank.stage(name, incoming)
         except AttentuneError as error:
             shutil.rmtree(incoming, ignore_errors=True)
@@ -149,7 +151,7 @@ class Registry:
             raise
         version = Version(version_id(incoming), entry)
         try:
-            with self._changing:
+            with self._changing, _writing():
                 served = self._tasks.get(name)
                 if served is not None and served.active.id == version.id:
                     self._discard(version)
@@ -165,7 +167,7 @@ class Registry:
 
     def remove(self, name: str) -> None:
         """Take a task and all its versions away, from the disk too."""
-        with self._changing:
+        with self._changing, _writing():
             self.task(name)
             # Versions first: a kill leaves the task as it was, or nothing of it.
             shutil.rmtree(self._versions(name), ignore_errors=True)
@@ -177,26 +179,28 @@ class Registry:
 
     def roll_back(self, name: str, version: str | None = None) -> Version:
         """Let an earlier version answer again: the last one, or the one of that id."""
-        with self._changing:
+        with self._changing, _writing():
             served = self.task(name)
             there = [v for v in served.earlier if version in (None, v.id)]
             if not there:
                 ids = ", ".join(v.id for v in served.earlier) or "none"
-                raise ConfigError(f"no earlier version {version or ''} of {name!r}; there are {ids}".replace("  ", " "))
+                raise ConflictError(
+                    f"no earlier version {version or ''} of {name!r}; there are {ids}".replace("  ", " ")
+                )
             chosen = there[-1]
             # Checked again: its files may have changed while it slept.
-            version = Version(chosen.id, self.bank.stage(name, chosen.entry.folder))
+            again = Version(chosen.id, self.bank.stage(name, chosen.entry.folder))
             served.earlier.remove(chosen)
-            self._activate(name, version)
-            return version
+            self._activate(name, again)
+            return again
 
     def end_trial(self, name: str, promote: bool) -> None:
         """Let the version on trial answer from now on, or take it away."""
-        with self._changing:
+        with self._changing, _writing():
             served = self.task(name)
             trial = served.trial
             if trial is None:
-                raise ConfigError(f"no version of {name!r} is on trial")
+                raise ConflictError(f"no version of {name!r} is on trial")
             served.trial = None
             if promote:
                 self._activate(name, trial.version)
@@ -229,7 +233,7 @@ class Registry:
     def _try(self, name: str, version: Version, share: float, shadow: bool) -> None:
         served = self.task(name)
         if served.trial is not None:
-            raise ConfigError(f"version {served.trial.version.id} of {name!r} is on trial already; end that first")
+            raise ConflictError(f"version {served.trial.version.id} of {name!r} is on trial already; end that first")
         self._move(version, self._versions(name) / version.id)
         served.earlier = [v for v in served.earlier if v.id != version.id]
         served.trial = Trial(version, share, shadow)
@@ -238,14 +242,21 @@ class Registry:
         served, place = self._tasks.get(name), self.folder / name
         if served is None:
             if place.exists():
-                raise StoreError(f"the served folder holds a {name!r} that cannot be served; take it away there first")
+                raise ConflictError(
+                    f"the served folder holds a {name!r} that cannot be served; take it away there first"
+                )
             self._move(version, place)
             self.bank.publish(version.entry)
             self._tasks[name] = Served(version)
             return
         old = served.active
+        self._versions(name).mkdir(parents=True, exist_ok=True)
         self._move(old, store.aside(place))
-        self._move(version, place)
+        try:
+            self._move(version, place)
+        except OSError:
+            self._move(old, place)
+            raise
         self._move(old, self._versions(name) / old.id)
         self.bank.publish(version.entry)
         self.bank.tiers.drop(old.entry)
@@ -275,6 +286,28 @@ class Registry:
 
     def _versions(self, name: str) -> Path:
         return self.folder / ".versions" / name
+
+
+def copy_of(folder: Path) -> Callable[[Path], None]:
+    """What fills a folder with the files of an adapter folder, and nothing else that lies there."""
+
+    def fill(target: Path) -> None:
+        for name in sorted(store.FILES):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, target / name)
+
+    return fill
+
+
+@contextmanager
+def _writing() -> Generator[None]:
+    """What the disk has against it, as a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"the served folder cannot be written: {error.strerror or error}; nothing has changed"
+        ) from error
 
 
 def version_id(folder: Path) -> str:

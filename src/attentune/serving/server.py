@@ -2,125 +2,44 @@
 
 import asyncio
 import json
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from attentune import store
-from attentune.serving import open_inference, problems
+from attentune.serving import bodies, document, open_inference, problems
+from attentune.serving.document import ASKED, reference
 from attentune.serving.engine import Engine
+from attentune.serving.forms import (
+    LocalFolder,
+    PredictRequest,
+    PredictResponse,
+    RollBack,
+    Status,
+    TaskInfo,
+    TrialInfo,
+    Verdict,
+    VersionInfo,
+)
 from attentune.serving.guard import Guard
 from attentune.serving.keys import Key, Keys
 from attentune.serving.limits import Limits
 from attentune.serving.meters import Meters
 from attentune.serving.problems import Refused
-from attentune.serving.registry import Registry, Served, Version
+from attentune.serving.registry import Registry, Served, Version, copy_of
 from attentune.serving.service import Service, Wanted
 from attentune.serving.upload import unpack
 
 bearer = HTTPBearer(auto_error=False, description="A key that `attentune keys` made; not needed where there are none.")
 LINES = "application/x-ndjson"
-
-
-class Item(BaseModel):
-    """One input for one task or several."""
-
-    model_config = ConfigDict(extra="forbid")
-    task: str | list[str] = Field(description="A task, or several that all answer the same input.")
-    input: str | list[str] | dict[str, Any] = Field(
-        description="A text; two texts for a task on pairs; words for tagging; or a row with the columns of training."
-    )
-    abstain_at: float | None = Field(None, description="Answers less sure than this are marked `abstained`.")
-    coverage: float | None = Field(None, description="Ask for the set of answers that holds the true one this often.")
-    attention: bool = Field(False, description="Ask for the weights of the source prompts that ATTEMPT mixes.")
-
-
-class PredictRequest(BaseModel):
-    """The items of a request."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"items": [{"task": ["intent", "sentiment"], "input": "Where is my order?"}]}]},
-    )
-    items: list[Item]
-
-
-class Failure(BaseModel):
-    """Why one answer failed."""
-
-    status: int
-    detail: str
-
-
-class PredictAnswer(BaseModel):
-    """One answer or one failure."""
-
-    task: str
-    answer: dict[str, Any] | None = None
-    error: Failure | None = None
-
-
-class PredictResponse(BaseModel):
-    """Answers in the order of the items, for several tasks in the order of the tasks."""
-
-    answers: list[PredictAnswer]
-
-
-class VersionInfo(BaseModel):
-    """One version of a task."""
-
-    id: str
-    method: str
-    bytes: int
-
-
-class TrialInfo(BaseModel):
-    """The version on trial."""
-
-    version: VersionInfo
-    share: float
-    shadow: bool
-
-
-class TaskInfo(BaseModel):
-    """A task and its versions."""
-
-    name: str
-    kind: str
-    labels: list[str]
-    version: VersionInfo
-    earlier: list[VersionInfo]
-    trial: TrialInfo | None
-    scores: dict[str, Any]
-
-
-class LocalFolder(BaseModel):
-    """An adapter folder on the server's machine."""
-
-    model_config = ConfigDict(extra="forbid")
-    folder: str
-
-
-class RollBack(BaseModel):
-    """Which version shall answer again."""
-
-    model_config = ConfigDict(extra="forbid")
-    version: str | None = None
-
-
-class Verdict(BaseModel):
-    """How a trial ends."""
-
-    model_config = ConfigDict(extra="forbid")
-    promote: bool
 
 
 def build(registry: Registry, engine: Engine, keys: Keys | None = None, limits: Limits | None = None) -> FastAPI:
@@ -141,17 +60,18 @@ def build(registry: Registry, engine: Engine, keys: Keys | None = None, limits: 
         title="attentune",
         summary="Any number of text tasks on one frozen backbone.",
         lifespan=life,
-        responses={
-            "4XX": {"description": "A problem document (RFC 9457)", "content": {"application/problem+json": {}}},
-            503: {"description": "Too much to do: try again", "content": {"application/problem+json": {}}},
-        },
     )
+    app.router.route_class = bodies.Route
     app.state.service = service
+    document.install(app)
     problems.install(app)
     app.add_middleware(Guard, limits=limits, meters=meters)
 
+    # Where there are no keys the document must not ask for one.
+    credentials = _nobody if keys.keys is None else bearer
+
     def key_for(scope: str) -> Callable[..., Key]:
-        def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> Key:
+        def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(credentials)]) -> Key:
             key = keys.find(given.credentials if given else None)
             if key is None:
                 raise Refused(
@@ -171,12 +91,16 @@ def build(registry: Registry, engine: Engine, keys: Keys | None = None, limits: 
     return app
 
 
+def _nobody() -> None:
+    """Where no key is wanted none is looked at."""
+
+
 def _add_predict(app: FastAPI, service: Service, predict_key: Callable[..., Key]) -> None:
     @app.post(
         "/v1/predict",
         response_model=PredictResponse,
         response_model_exclude_none=True,
-        responses={200: {"content": {LINES: {"schema": {"type": "string"}}}}},
+        responses={200: {"content": {LINES: {"schema": {"type": "string"}}}}, **document.problems(*ASKED, 422)},
     )
     async def predict(  # pyright: ignore[reportUnusedFunction]
         body: PredictRequest, request: Request, key: Annotated[Key, Depends(predict_key)]
@@ -228,27 +152,22 @@ async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
 def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], admin_key: Callable[..., Key]) -> None:
     registry = service.registry
 
-    @app.get("/v1/tasks")
+    @app.get("/v1/tasks", responses=document.problems(*ASKED))
     async def tasks(key: Annotated[Key, Depends(predict_key)]) -> list[TaskInfo]:  # pyright: ignore[reportUnusedFunction]
         """The tasks that the key sees."""
         return [_info(name, registry.task(name)) for name in service.names(key)]
 
-    @app.get("/v1/tasks/{name}")
+    @app.get("/v1/tasks/{name}", responses=document.problems(*ASKED, 404))
     async def task(name: str, key: Annotated[Key, Depends(predict_key)]) -> TaskInfo:  # pyright: ignore[reportUnusedFunction]
         """One task."""
         return _info(name, service.visible(key, name))
 
     @app.put(
         "/v1/tasks/{name}",
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/x-tar": {"schema": {"type": "string", "format": "binary"}},
-                    "application/json": {"schema": LocalFolder.model_json_schema()},
-                },
-            }
-        },
+        openapi_extra=document.body(
+            {"application/x-tar": {"type": "string", "format": "binary"}, "application/json": reference(LocalFolder)}
+        ),
+        responses=document.problems(*ASKED, 404, 409, 422),
     )
     async def put(  # pyright: ignore[reportUnusedFunction]
         name: str,
@@ -261,19 +180,19 @@ def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], 
         _refuse_hidden(key, name)
         content = await request.body()
         if request.headers.get("content-type", "").startswith("application/json"):
-            source = _local_folder(content)
-            await run_in_threadpool(registry.put, name, source, share, shadow)
+            fill = copy_of(_local_folder(content))
         else:
-            await run_in_threadpool(_put_tar, registry, name, content, service.limits.upload_limit, share, shadow)
+            fill = partial(unpack, content, service.limits.upload_limit)
+        await run_in_threadpool(registry.put, name, fill, share, shadow)
         return _info(name, registry.task(name))
 
-    @app.delete("/v1/tasks/{name}", status_code=204)
+    @app.delete("/v1/tasks/{name}", status_code=204, responses=document.problems(*ASKED, 404))
     async def remove(name: str, key: Annotated[Key, Depends(admin_key)]) -> None:  # pyright: ignore[reportUnusedFunction]
         """Take a task and all its versions away."""
         service.visible(key, name)
         await run_in_threadpool(registry.remove, name)
 
-    @app.post("/v1/tasks/{name}/rollback")
+    @app.post("/v1/tasks/{name}/rollback", responses=document.problems(*ASKED, 404, 409, 422))
     async def roll_back(  # pyright: ignore[reportUnusedFunction]
         name: str, body: RollBack, key: Annotated[Key, Depends(admin_key)]
     ) -> TaskInfo:
@@ -282,7 +201,7 @@ def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], 
         await run_in_threadpool(registry.roll_back, name, body.version)
         return _info(name, registry.task(name))
 
-    @app.post("/v1/tasks/{name}/trial")
+    @app.post("/v1/tasks/{name}/trial", responses=document.problems(*ASKED, 404, 409, 422))
     async def end_trial(  # pyright: ignore[reportUnusedFunction]
         name: str, body: Verdict, key: Annotated[Key, Depends(admin_key)]
     ) -> TaskInfo:
@@ -294,18 +213,18 @@ def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], 
 
 def _add_health(app: FastAPI, service: Service, admin_key: Callable[..., Key]) -> None:
     @app.get("/health")
-    async def health() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
+    async def health() -> Status:  # pyright: ignore[reportUnusedFunction]
         """The process runs."""
-        return {"status": "ok"}
+        return Status(status="ok")
 
-    @app.get("/ready")
-    async def ready() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
+    @app.get("/ready", responses=document.problems(503))
+    async def ready() -> Status:  # pyright: ignore[reportUnusedFunction]
         """It takes requests."""
         if not service.ready:
             raise Refused(503, "not ready")
-        return {"status": "ready"}
+        return Status(status="ready")
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=PlainTextResponse, responses=document.problems(401, 403))
     async def metrics(key: Annotated[Key, Depends(admin_key)]) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Prometheus meters; they name tasks, so that they need the admin scope."""
         return Response(service.meters.page(service.engine.batcher), media_type="text/plain; version=0.0.4")
@@ -318,15 +237,13 @@ def _refuse_hidden(key: Key, name: str) -> None:
 
 def _local_folder(content: bytes) -> Path:
     try:
-        return store.read(LocalFolder.model_validate_json(content).folder).folder
+        folder = LocalFolder.model_validate(bodies.read(content)).folder
     except ValidationError as error:
         raise Refused(422, f'wanted {{"folder": "..."}}: {error.errors()[0]["msg"]}') from error
-
-
-def _put_tar(registry: Registry, name: str, content: bytes, limit: int, share: float | None, shadow: bool) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        unpack(content, Path(scratch), limit)
-        registry.put(name, Path(scratch), share, shadow)
+    try:
+        return store.read(folder).folder
+    except (OSError, RuntimeError) as error:  # A name too long, a place that is forbidden, a home that nobody has.
+        raise Refused(422, f"no adapter folder can be read at {folder!r}") from error
 
 
 def _info(name: str, served: Served) -> TaskInfo:
