@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -42,6 +43,8 @@ class Entry:
     head: Head
     bytes: int
     """Of its row."""
+    sha256: str
+    """Of its file of tensors: another one in its place, read when it is cold, would be another version."""
     prompts: tuple[str, ...] = ()
     """What its method mixes for every text, in the order of the weights; most methods mix nothing."""
 
@@ -107,6 +110,11 @@ class Bank:
             raise UnknownTaskError(f"there is no task {name!r}")
         return entry
 
+    @property
+    def cold(self) -> list[str]:
+        """The tasks whose row is not in memory."""
+        return [name for name, entry in list(self._tasks.items()) if entry not in self.tiers.warm.rows]
+
     def card(self, name: str) -> TaskCard:
         """The card of a task; raises as `entry` does."""
         return self.entry(name).card
@@ -139,7 +147,7 @@ class Bank:
             raise UnsupportedError(
                 f"adapter {name!r} writes texts, which the bank does not serve; attentune.predict_many does"
             )
-        tensors = _tensors(stored.folder)
+        tensors, sha256 = _tensors(stored.folder)
         config: Any = PeftConfig.from_pretrained(str(stored.folder))
         if not isinstance(config, MethodConfig):
             raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter, which the bank does not serve")
@@ -150,7 +158,7 @@ class Bank:
         _check_known(shelf, head, config, tensors)
         row = _row(shelf, head, tensors)
         prompts = METHODS[stored.card.method].mixes(config)
-        entry = Entry(name, stored.folder, self._intern(stored.card), shelf, head, row.nbytes, prompts)
+        entry = Entry(name, stored.folder, self._intern(stored.card), shelf, head, row.nbytes, sha256, prompts)
         self.tiers.put(entry, row)
         return entry
 
@@ -208,7 +216,10 @@ class Bank:
 
     def _read(self, key: Hashable) -> Tensor:
         entry = cast("Entry", key)
-        return _row(entry.shelf, entry.head, _tensors(entry.folder))
+        tensors, sha256 = _tensors(entry.folder)
+        if sha256 != entry.sha256:
+            raise StoreError(f"the tensors of {entry.name!r} are others than when it was checked")
+        return _row(entry.shelf, entry.head, tensors)
 
     def _bring_vocabulary(self, task: str) -> None:
         """The backbone's masked-LM head, when the first task asks for it."""
@@ -241,9 +252,11 @@ class Bank:
         )
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
+def _tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of an adapter folder, and the hash of their file."""
     try:
-        return load((folder / store.WEIGHTS).read_bytes())
+        content = (folder / store.WEIGHTS).read_bytes()
+        return load(content), hashlib.sha256(content).hexdigest()
     except Exception as error:  # safetensors raises its own type, which it does not export
         raise StoreError(f"the tensors of {folder.name} cannot be read: {_reason(error)}") from error
 

@@ -72,8 +72,8 @@ def _watching(inner: Any, registry: Registry, report: Callable[[str], None]) -> 
 
 async def _follow(registry: Registry, stop: asyncio.Event, report: Callable[[str], None]) -> None:
     def matters(_: Any, path: str) -> bool:
-        parts = Path(path).relative_to(registry.folder).parts
+        parts = Path(path).relative_to(registry.folder.path).parts
         return bool(parts) and not parts[0].startswith(".")
 
-    async for _ in awatch(registry.folder, watch_filter=matters, stop_event=stop, debounce=400, step=100):
-        await asyncio.to_thread(registry.scan, report)
+    async for _ in awatch(registry.folder.path, watch_filter=matters, stop_event=stop, debounce=400, step=100):
+        await asyncio.to_thread(registry.follow, report)

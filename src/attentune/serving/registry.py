@@ -1,59 +1,25 @@
 """The tasks of a server: adapter folders on disk, their versions, and which version answers.
 
-    DIR/<task>/                     the version that answers
-    DIR/.versions/<task>/<id>/      earlier ones, and one that is on trial
-    DIR/.incoming/                  uploads that are being checked
-    DIR/.<task>.old/                what answers, while another version takes its place
-
-A version's id is a hash of its tensors and its card. A new version is checked whole, in .incoming, before anything that
-is served moves; a kill leaves the old one or the new one.
+A version's id is a hash of its config, tensors and card. A new version is checked whole, in .incoming, before anything
+that is served moves; a kill leaves the old one or the new one. All that there is to know stands in the folder, so that
+several servers may share it: each catches up with what others changed before it answers.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
-import re
 import shutil
 import threading
-import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from attentune import store
-from attentune.errors import AttentuneError, ConfigError, ConflictError, StorageError, StoreError, UnknownTaskError
-from attentune.serving.bank import Bank, Entry, Held
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-@dataclass(frozen=True, eq=False)
-class Version:
-    """One version of a task."""
-
-    id: str
-    entry: Entry
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A version that answers a share of the asks, or, as a shadow, answers along without being heard."""
-
-    version: Version
-    share: float
-    shadow: bool
-
-
-@dataclass
-class Served:
-    """A task: the version that answers, earlier ones (the newest last), and one on trial."""
-
-    active: Version
-    earlier: list[Version] = field(default_factory=list[Version])
-    trial: Trial | None = None
+from attentune.errors import AttentuneError, ConfigError, ConflictError, StoreError, UnknownTaskError
+from attentune.serving.bank import Bank, Held
+from attentune.serving.folder import Folder, check_name, version_id, writing
+from attentune.serving.versions import Served, Trial, Version, read
 
 
 class Registry:
@@ -61,8 +27,10 @@ class Registry:
 
     def __init__(self, bank: Bank, folder: str | Path, keep: int = 5) -> None:
         """`keep` is how many earlier versions of a task stay on disk."""
-        self.bank, self.folder, self.keep = bank, Path(folder).expanduser().absolute(), keep
+        self.bank, self.folder, self.keep = bank, Folder(folder), keep
         self._tasks: dict[str, Served] = {}
+        self._stamps: dict[str, Hashable] = {}
+        self._seen = ""
         self._changing = threading.RLock()
         self._draw = random.Random()
 
@@ -91,9 +59,13 @@ class Registry:
             try:
                 return self.bank.hold(heard.entry), None if unheard is None else self.bank.hold(unheard.entry)
             except StoreError:
-                # A version that was cold and has moved meanwhile: its place is another one now.
-                if self._tasks.get(name) is served and self._serves(served, heard, unheard):
-                    raise
+                # A version that was cold and has moved meanwhile, perhaps by another server that is not done yet.
+                with self._changing, self.folder.alone():
+                    self.catch_up()
+                    with suppress(AttentuneError, OSError):
+                        self._load(name)
+                    if self._tasks.get(name) == served and self._serves(served, heard, unheard):
+                        raise
 
     def _chosen(self, served: Served) -> tuple[Version, Version | None]:
         trial = served.trial
@@ -107,23 +79,44 @@ class Registry:
         there = (served.active, served.trial.version if served.trial else None)
         return all(version is None or version in there for version in versions)
 
-    def scan(self, report: Callable[[str], None] = lambda line: None) -> None:
-        """Make the tasks those of the folder: new and changed ones are loaded, vanished ones go.
+    def catch_up(self) -> None:
+        """Read the folder again if another server has changed it."""
+        if self.folder.revision() != self._seen:
+            with self._changing:
+                if self.folder.revision() != self._seen:
+                    self.scan()
+
+    def scan(self, report: Callable[[str], None] = lambda line: None) -> bool:
+        """Make the tasks those of the folder: new and changed ones are loaded, vanished ones go -> whether any did.
 
         A folder that cannot be served is reported, and what was served under its name goes on.
         """
         with self._changing:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob(".*.old"):
-                store.recover(left.with_name(left.name[1:].removesuffix(".old")))
-            found = {p.name: p for p in sorted(self.folder.iterdir()) if p.is_dir() and NAME.fullmatch(p.name)}
-            for name, place in found.items():
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            with self.folder.alone():
+                self.folder.recover()
+            # Before anything is read: what changes from now on is another revision.
+            seen = self.folder.revision()
+            found = self.folder.names()
+            changed = False
+            for name in found:
                 try:
-                    self._load(name, place)
+                    changed |= self._load(name)
                 except (AttentuneError, OSError) as error:
                     report(f"{name}: {error}")
-            for name in [n for n in self._tasks if n not in found]:
-                self._forget(name)
+            if vanished := [name for name in self._tasks if name not in found]:
+                # A task whose version is being replaced is not there for a moment.
+                with self.folder.alone():
+                    for name in [n for n in vanished if not self.folder.place(n).is_dir()]:
+                        self._forget(name)
+                        changed = True
+            self._seen = seen
+            return changed
+
+    def follow(self, report: Callable[[str], None] = lambda line: None) -> None:
+        """Somebody has changed the folder by hand: read it again, and tell the other servers if it matters."""
+        if self.scan(report) and os.access(self.folder.path, os.W_OK):
+            self.folder.changed()
 
     def put(self, name: str, fill: Callable[[Path], None], share: float | None = None, shadow: bool = False) -> Version:
         """Serve an adapter folder under a name: at once, or on trial for a share of the asks or as a shadow.
@@ -132,14 +125,15 @@ class Registry:
         what `fill` and `Bank.stage` raise, ConfigError for a name or share that cannot be, and StorageError when the
         disk is full.
         """
-        _check_name(name)
+        check_name(name)
         if share is not None and not 0 < share <= 1:
             raise ConfigError(f"a share lies above 0 and is 1 at most, found {share}")
+        self.catch_up()
         if (share is not None or shadow) and name not in self._tasks:
             raise UnknownTaskError(f"there is no task {name!r} to try a version of")
-        incoming = self.folder / ".incoming" / uuid.uuid4().hex
+        incoming = self.folder.incoming()
         try:
-            with _writing():
+            with writing():
                 incoming.mkdir(parents=True)
                 fill(incoming)
             entry = self.bank.stage(name, incoming)
@@ -151,7 +145,7 @@ class Registry:
             raise
         version = Version(version_id(incoming), entry)
         try:
-            with self._changing, _writing():
+            with self._change(name):
                 served = self._tasks.get(name)
                 if served is not None and served.active.id == version.id:
                     self._discard(version)
@@ -167,19 +161,19 @@ class Registry:
 
     def remove(self, name: str) -> None:
         """Take a task and all its versions away, from the disk too."""
-        with self._changing, _writing():
+        with self._change(name):
             self.task(name)
             # Versions first: a kill leaves the task as it was, or nothing of it.
-            shutil.rmtree(self._versions(name), ignore_errors=True)
-            gone = self.folder / ".incoming" / uuid.uuid4().hex
+            shutil.rmtree(self.folder.versions(name), ignore_errors=True)
+            gone = self.folder.incoming()
             gone.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(self.folder / name, gone)
+            os.rename(self.folder.place(name), gone)
             self._forget(name)
             shutil.rmtree(gone, ignore_errors=True)
 
     def roll_back(self, name: str, version: str | None = None) -> Version:
         """Let an earlier version answer again: the last one, or the one of that id."""
-        with self._changing, _writing():
+        with self._change(name):
             served = self.task(name)
             there = [v for v in served.earlier if version in (None, v.id)]
             if not there:
@@ -196,50 +190,56 @@ class Registry:
 
     def end_trial(self, name: str, promote: bool) -> None:
         """Let the version on trial answer from now on, or take it away."""
-        with self._changing, _writing():
+        with self._change(name):
             served = self.task(name)
             trial = served.trial
             if trial is None:
                 raise ConflictError(f"no version of {name!r} is on trial")
             served.trial = None
+            self.folder.set_trial(name, None)
             if promote:
                 self._activate(name, trial.version)
             else:
                 self._discard(trial.version)
 
-    def _load(self, name: str, place: Path) -> None:
-        identity = version_id(place)
-        served = self._tasks.get(name)
-        if served is not None and served.active.id == identity:
-            return
-        version = Version(identity, self.bank.stage(name, place))
-        if served is not None:
-            self.bank.tiers.drop(served.active.entry)
-            served.active = version
-        else:
-            self._tasks[name] = Served(version, self._earlier(name, identity))
-        self.bank.publish(version.entry)
+    @contextmanager
+    def _change(self, name: str) -> Generator[None]:
+        """Alone with the folder, knowing all of it; afterwards the others are told."""
+        with writing(), self._changing, self.folder.changing() as revision:
+            self.catch_up()
+            self._stamps.pop(name, None)
+            yield
+            self._seen = revision  # Not after an error: then it is read again what there is.
 
-    def _earlier(self, name: str, active: str) -> list[Version]:
-        """Versions that an earlier server left, oldest first; one that cannot be served any more is none."""
-        found: list[Version] = []
-        for place in sorted(self._versions(name).glob("*"), key=lambda p: p.stat().st_mtime):
-            with suppress(AttentuneError, OSError):
-                if place.name != active:
-                    found.append(Version(place.name, self.bank.stage(name, place)))
-                    self.bank.tiers.drop(found[-1].entry)
-        return found
+    def _load(self, name: str) -> bool:
+        stamp, old = self.folder.stamp(name), self._tasks.get(name)
+        if old is not None and stamp is not None and self._stamps.get(name) == stamp:
+            return False
+        served = read(name, self.folder, self.bank, old)
+        if old != served:
+            self._serve(name, served, old)
+        self._stamps[name] = stamp
+        return old != served
+
+    def _serve(self, name: str, served: Served, old: Served | None) -> None:
+        self.bank.publish(served.active.entry)
+        self._tasks[name] = served
+        answering = (served.active, served.trial.version if served.trial else None)
+        for version in {*served.versions, *(old.versions if old else ())}:
+            if version not in answering:
+                self.bank.tiers.drop(version.entry)
 
     def _try(self, name: str, version: Version, share: float, shadow: bool) -> None:
         served = self.task(name)
         if served.trial is not None:
             raise ConflictError(f"version {served.trial.version.id} of {name!r} is on trial already; end that first")
-        self._move(version, self._versions(name) / version.id)
+        self._move(version, self.folder.version(name, version.id))
+        self.folder.set_trial(name, {"version": version.id, "share": share, "shadow": shadow})
         served.earlier = [v for v in served.earlier if v.id != version.id]
         served.trial = Trial(version, share, shadow)
 
     def _activate(self, name: str, version: Version) -> None:
-        served, place = self._tasks.get(name), self.folder / name
+        served, place = self._tasks.get(name), self.folder.place(name)
         if served is None:
             if place.exists():
                 raise ConflictError(
@@ -250,14 +250,15 @@ class Registry:
             self._tasks[name] = Served(version)
             return
         old = served.active
-        self._versions(name).mkdir(parents=True, exist_ok=True)
+        self.folder.versions(name).mkdir(parents=True, exist_ok=True)
         self._move(old, store.aside(place))
         try:
             self._move(version, place)
         except OSError:
             self._move(old, place)
             raise
-        self._move(old, self._versions(name) / old.id)
+        self._move(old, self.folder.version(name, old.id))
+        os.utime(old.entry.folder)  # The order of earlier versions is that of their ends.
         self.bank.publish(version.entry)
         self.bank.tiers.drop(old.entry)
         served.active = version
@@ -280,50 +281,7 @@ class Registry:
 
     def _forget(self, name: str) -> None:
         served = self._tasks.pop(name)
+        self._stamps.pop(name, None)
         self.bank.remove(name)
         if served.trial is not None:
             self.bank.tiers.drop(served.trial.version.entry)
-
-    def _versions(self, name: str) -> Path:
-        return self.folder / ".versions" / name
-
-
-def copy_of(folder: Path) -> Callable[[Path], None]:
-    """What fills a folder with the files of an adapter folder, and nothing else that lies there."""
-
-    def fill(target: Path) -> None:
-        for name in sorted(store.FILES):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, target / name)
-
-    return fill
-
-
-@contextmanager
-def _writing() -> Generator[None]:
-    """What the disk has against it, as a StorageError."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"the served folder cannot be written: {error.strerror or error}; nothing has changed"
-        ) from error
-
-
-def version_id(folder: Path) -> str:
-    """12 hex digits of what answers: config, tensors and card."""
-    found = hashlib.sha256()
-    for name in (store.CONFIG, store.WEIGHTS, store.CARD):
-        try:
-            found.update((folder / name).read_bytes())
-        except OSError as error:
-            raise StoreError(f"{folder.name} is no adapter folder: it has no {name}") from error
-    return found.hexdigest()[:12]
-
-
-def _check_name(name: str) -> None:
-    if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"a task's name has letters, digits, '.', '_' and '-', begins with a letter or digit and is 128 long at "
-            f"most; found {name[:140]!r}"
-        )

@@ -18,6 +18,7 @@ from attentune import store
 from attentune.serving import bodies, document, open_inference, problems
 from attentune.serving.document import ASKED, reference
 from attentune.serving.engine import Engine
+from attentune.serving.folder import copy_of
 from attentune.serving.forms import (
     LocalFolder,
     PredictRequest,
@@ -34,9 +35,10 @@ from attentune.serving.keys import Key, Keys
 from attentune.serving.limits import Limits
 from attentune.serving.meters import Meters
 from attentune.serving.problems import Refused
-from attentune.serving.registry import Registry, Served, Version, copy_of
+from attentune.serving.registry import Registry
 from attentune.serving.service import Service, Wanted
 from attentune.serving.upload import unpack
+from attentune.serving.versions import Served, Version
 
 bearer = HTTPBearer(auto_error=False, description="A key that `attentune keys` made; not needed where there are none.")
 LINES = "application/x-ndjson"
@@ -79,6 +81,7 @@ def build(registry: Registry, engine: Engine, keys: Keys | None = None, limits: 
                 )
             if scope not in key.scopes:
                 raise Refused(403, f"this key does not have the scope {scope!r}")
+            registry.catch_up()  # Here, because this runs in a thread before every request that sees tasks.
             return key
 
         return check

@@ -16,7 +16,8 @@ from attentune.serving.keys import Key
 from attentune.serving.limits import Limits
 from attentune.serving.meters import Meters
 from attentune.serving.problems import Refused, describe
-from attentune.serving.registry import Registry, Served
+from attentune.serving.registry import Registry
+from attentune.serving.versions import Served
 from attentune.tasks import Answer
 
 DECISIONS = ("label", "labels", "tags", "answer", "choice")

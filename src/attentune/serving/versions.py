@@ -1,0 +1,74 @@
+"""The versions of a task: which answers, which did before, which is on trial."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attentune.errors import AttentuneError, StoreError
+from attentune.serving.bank import Bank, Entry
+from attentune.serving.folder import Folder, version_id
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """One version of a task."""
+
+    id: str
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A version that answers a share of the asks, or, as a shadow, answers along without being heard."""
+
+    version: Version
+    share: float
+    shadow: bool
+
+
+@dataclass
+class Served:
+    """A task: the version that answers, earlier ones (the newest last), and one on trial."""
+
+    active: Version
+    earlier: list[Version] = field(default_factory=list[Version])
+    trial: Trial | None = None
+
+    @property
+    def versions(self) -> list[Version]:
+        """All of them."""
+        return [self.active, *self.earlier, *([self.trial.version] if self.trial else [])]
+
+
+def read(name: str, folder: Folder, bank: Bank, old: Served | None = None) -> Served:
+    """A task as it lies in the folder; versions that `old` has already are not read again.
+
+    Raises what `Bank.stage` raises of the version that answers; another one that cannot be served is left out.
+    """
+    known = {version.id: version for version in old.versions} if old else {}
+    active, trial = _version(name, folder.place(name), bank, known), folder.trial(name)
+    served = Served(active)
+    for place in folder.others(name):
+        if place.name == active.id:
+            continue
+        with suppress(AttentuneError, OSError):
+            version = _version(name, place, bank, known)
+            if trial is not None and trial["version"] == version.id:
+                served.trial = Trial(version, trial["share"], trial["shadow"])
+            else:
+                served.earlier.append(version)
+    return served
+
+
+def _version(name: str, place: Path, bank: Bank, known: dict[str, Version]) -> Version:
+    identity = version_id(place)
+    if identity in known:
+        known[identity].entry.folder = place
+        return known[identity]
+    entry = bank.stage(name, place)
+    if version_id(place) != identity:
+        bank.tiers.drop(entry)
+        raise StoreError("it changed while it was read")
+    return Version(identity, entry)
