@@ -11,6 +11,7 @@ FILES = sorted(SRC.rglob("*.py"))
 LAYERS = {
     "attentune.errors": 0,
     "attentune.anatomy": 1,
+    "attentune.cluster": 1,
     "attentune.demo": 1,
     "attentune.evaluation": 1,
     "attentune.method": 1,

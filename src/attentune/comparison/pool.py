@@ -9,7 +9,6 @@ a one), the items are plain values.
 
 import contextlib
 import multiprocessing
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,6 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 
+from attentune.cluster import join
 from attentune.errors import AttentuneError, ConfigError
 
 Item = TypeVar("Item")
@@ -121,30 +121,9 @@ class _Ray(_Workplace[Item, Result]):
     """A Ray cluster; each item takes one CPU, and one GPU where the cluster has any."""
 
     def __init__(self, function: Callable[[Item], Result], workers: int, address: str) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise ConfigError("working on several machines needs Ray: pip install 'attentune[ray]'") from error
-        self.ray: Any = ray
-        self.joined = bool(ray.is_initialized())
-        if not self.joined:
-            self._join(address, workers)
+        self.ray, self.fresh = join(address, num_cpus=workers)
         gpus = 1 if self.ray.cluster_resources().get("GPU") else 0
-        self.task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function)
-
-    def _join(self, address: str, workers: int) -> None:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if address == "local":
-            options |= {"num_cpus": workers, "include_dashboard": False}
-        # Newer releases leave CUDA_VISIBLE_DEVICES alone for tasks without a GPU, and say so unless this is set.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            self.ray.init(address=address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f'no Ray cluster at {address!r}; wanted "local", "auto" or host:port '
-                f"({str(error).strip().splitlines()[0]})"
-            ) from error
+        self.task: Any = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function)
 
     def start(self, item: Item) -> Any:
         """Hand it over."""
@@ -167,5 +146,5 @@ class _Ray(_Workplace[Item, Result]):
 
     def close(self) -> None:
         """Leave the cluster, unless the caller had joined it already."""
-        if not self.joined:
+        if self.fresh:
             self.ray.shutdown()

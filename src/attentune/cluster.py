@@ -1,0 +1,37 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from attentune.errors import ConfigError
+
+
+def join(address: str, **local: Any) -> tuple[Any, bool]:
+    """The module `ray` in a cluster, and whether this call joined it (a cluster that the caller is in already is kept).
+
+    "local" starts a cluster on this machine, `local` being options of `ray.init` for it; "auto" joins the one that runs
+    here, "host:port" another.
+
+    Raises:
+        ConfigError: Ray is not installed, or there is no cluster at the address.
+    """
+    # Newer releases leave CUDA_VISIBLE_DEVICES alone for tasks without a GPU, and say so unless this is set.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray as installed
+    except ImportError as error:
+        raise ConfigError("working on several machines needs Ray: pip install 'attentune[ray]'") from error
+    ray: Any = installed
+    if ray.is_initialized():
+        return ray, False
+    options = {"include_dashboard": False, **local} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f'no Ray cluster at {address!r}; wanted "local", "auto" or host:port ({str(error).strip().splitlines()[0]})'
+        ) from error
+    return ray, True
