@@ -1,7 +1,9 @@
 """`attentune serve` and `attentune keys`."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,11 +36,27 @@ def serve_command(
     request_timeout_s: Annotated[
         float, typer.Option(envvar="REQUEST_TIMEOUT_S", help="Seconds until a request is given up.")
     ] = 60.0,
+    ray: Annotated[bool, typer.Option("--ray", help="Serve from replicas on a Ray cluster, by Ray Serve.")] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="With --ray: auto (the cluster that runs here) or host:port. [default: local, one is made]"),
+    ] = None,
+    replicas: Annotated[
+        str | None, typer.Option(help="With --ray: how many, or LEAST:MOST as the load demands. [default: 1]")
+    ] = None,
+    replica_cpus: Annotated[
+        float | None, typer.Option(help="With --ray: CPUs, and threads, of a replica. [default: 1]")
+    ] = None,
+    replica_target: Annotated[
+        float | None, typer.Option(help="With --ray: requests in work of a replica that are aimed at. [default: 16]")
+    ] = None,
     json: show.Json = False,
 ) -> None:
-    """Serve every adapter of a folder from one copy of the backbone.
+    """Serve every adapter of a folder from one copy of the backbone, or from several on a Ray cluster.
 
     Example: attentune serve adapters --port 8000
+
+    Example: attentune serve adapters --ray --replicas 1:4
 
     Then: curl localhost:8000/v1/predict -H 'Content-Type: application/json' -d
     '{"items": [{"task": ["intent", "sentiment"], "input": "Where is my order?"}]}'
@@ -65,16 +83,38 @@ def serve_command(
         upload_limit=upload_limit,
         request_timeout_s=request_timeout_s,
     )
+    scale = _scale(ray, ray_address, replicas, replica_cpus, replica_target)
     guard = None if keys is None else Keys.read(keys)
-    app = application(
-        folder, backbone, guard, limits, keep, watch, show.progress, hot_bytes=hot_bytes, warm_bytes=warm_bytes
-    )
-    names = app.state.service.registry.names
-    if json:
-        show.as_json({"url": f"http://{host}:{port}", "tasks": names})
-    else:
-        show.progress(f"{len(names)} tasks on http://{host}:{port} (its paths: /docs)")
+    options: dict[str, Any] = {"keep": keep, "watch": watch, "hot_bytes": hot_bytes, "warm_bytes": warm_bytes}
+    tell = partial(_tell, f"http://{host}:{port}", json)
+    if scale is not None:
+        from attentune.serving.scale import running
+
+        with running(folder, scale, host, port, limits, backbone=backbone, keys=guard, **options) as names:
+            tell(names)
+            show.wait()
+        return
+    app = application(folder, backbone, guard, limits, report=show.progress, **options)
+    tell(app.state.service.registry.names)
     run(app, host, port)
+
+
+def _scale(ray: bool, address: str | None, replicas: str | None, cpus: float | None, target: float | None) -> Any:
+    from attentune.serving.scale import Scale
+
+    given = {"address": address, "cpus": cpus, "target": target}
+    if ray:
+        return Scale.of(replicas or "1", **{name: value for name, value in given.items() if value is not None})
+    if replicas is not None or any(value is not None for value in given.values()):
+        raise ConfigError("--ray-address, --replicas, --replica-cpus and --replica-target want --ray beside them")
+    return None
+
+
+def _tell(url: str, json: bool, names: Sequence[str]) -> None:
+    if json:
+        show.as_json({"url": url, "tasks": names})
+    else:
+        show.progress(f"{len(names)} tasks on {url} (its paths: /docs)")
 
 
 def keys_command(

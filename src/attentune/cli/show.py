@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -28,6 +30,14 @@ def progress(line: str) -> None:
     """One line on stderr."""
     if is_first_process():
         print(line, file=sys.stderr, flush=True)
+
+
+def wait() -> None:
+    """Until the process is told to end."""
+    told = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told.set())
+    told.wait()
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:

@@ -113,6 +113,11 @@ class Engine:
         wait(futures)
         return [future.result() for future in futures]
 
+    @property
+    def alive(self) -> bool:
+        """Whether it answers."""
+        return self._worker.is_alive()
+
     def close(self) -> None:
         """Answer what was accepted, and end."""
         self.batcher.close()

@@ -24,7 +24,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begin, status, body = time.perf_counter(), 500, _Bounded(receive, self._limit(scope))
+        begin, status, body = time.perf_counter(), 500, _Bounded(receive, limit_of(scope, self.limits))
 
         async def answer(message: Any) -> None:
             nonlocal status
@@ -59,14 +59,16 @@ class Guard:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit():
             return Problem(400, "content-length is a number")
-        return self._too_long(scope) if int(length) > self._limit(scope) else None
-
-    def _limit(self, scope: Any) -> int:
-        upload = scope["method"] == "PUT" and scope["path"].startswith("/v1/tasks/")
-        return self.limits.upload_limit if upload else self.limits.payload_limit
+        return self._too_long(scope) if int(length) > limit_of(scope, self.limits) else None
 
     def _too_long(self, scope: Any) -> Problem:
-        return Problem(413, f"the body may have {self._limit(scope)} bytes", {"Connection": "close"})
+        return Problem(413, f"the body may have {limit_of(scope, self.limits)} bytes", {"Connection": "close"})
+
+
+def limit_of(scope: Any, limits: Limits) -> int:
+    """Bytes that the body of a request may have."""
+    upload = scope["method"] == "PUT" and scope["path"].startswith("/v1/tasks/")
+    return limits.upload_limit if upload else limits.payload_limit
 
 
 class _Bounded:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from attentune.serving.bank import Bank
 from attentune.serving.batcher import Batcher
@@ -70,3 +74,23 @@ class Meters:
             self.hits.labels(tier).inc(count - self._hits_told.get(tier, 0))
             self._hits_told[tier] = count
         return generate_latest(self.registry)
+
+
+def merged(pages: Mapping[str, str]) -> bytes:
+    """The pages of several servers as one; each line has the name of its server as the label `replica`."""
+    registry = CollectorRegistry()
+    registry.register(_Pages(pages))
+    return generate_latest(registry)
+
+
+class _Pages(Collector):
+    def __init__(self, pages: Mapping[str, str]) -> None:
+        self.pages = pages
+
+    def collect(self) -> Iterable[Metric]:
+        found: dict[str, Metric] = {}
+        for replica, page in self.pages.items():
+            for family in text_string_to_metric_families(page):
+                metric = found.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                metric.samples += [s._replace(labels={**s.labels, "replica": replica}) for s in family.samples]
+        return found.values()
