@@ -18,7 +18,7 @@ only where alpha > 1.5; here `alpha=None` means 1. Its start ("Houlsby": all ten
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -64,21 +64,37 @@ class KernelMixConfig(MethodConfig):
             raise ConfigError(f"ranks are at least 0 and not all 0; got {ranks}")
 
 
-def per_head(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """B_h A_h x for every head.  x [B,T,D], a [R,H,r,D], b [R,H,d,r] -> [B,T,H*d]"""
-    inner = linear(x, a.flatten(1, 2)).unflatten(-1, a.shape[1:3])
-    return _map_heads(inner, b).flatten(2)
+@dataclass(frozen=True)
+class Change:
+    """B A x: x [B,T,i], a [R,r,i], b [R,o,r]."""
+
+    x: Tensor
+    a: Tensor
+    b: Tensor
 
 
-def from_heads(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """B_h A_h x_h, each head reading its own slice.  x [B,T,H*d], a [R,H,r,d], b [R,H,d,r] -> [B,T,H*d]"""
-    return _map_heads(_map_heads(x.unflatten(-1, (a.shape[1], -1)), a), b).flatten(2)
+def per_head(x: Tensor, a: Tensor, b: Tensor) -> Change:
+    """B_h A_h x for every head.  x [B,T,D], a [R,H,r,D], b [R,H,d,r] -> o = H*d"""
+    return Change(x, a.flatten(1, 2), spread(b))
 
 
-def into_sum(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """sum_h B_h A_h x_h.  x [B,T,H*d], a [R,H,r,d], b [R,H,D,r] -> [B,T,D]"""
-    inner = _map_heads(x.unflatten(-1, (a.shape[1], -1)), a).flatten(2)
-    return linear(inner, b.transpose(1, 2).flatten(2))
+def from_heads(x: Tensor, a: Tensor, b: Tensor) -> Change:
+    """B_h A_h x_h, each head reading its own slice.  x [B,T,H*d], a [R,H,r,d], b [R,H,d,r] -> o = H*d"""
+    return Change(x, spread(a), spread(b))
+
+
+def into_sum(x: Tensor, a: Tensor, b: Tensor) -> Change:
+    """sum_h B_h A_h x_h.  x [B,T,H*d], a [R,H,r,d], b [R,H,D,r] -> o = D"""
+    return Change(x, spread(a), b.transpose(1, 2).flatten(2))
+
+
+def spread(w: Tensor) -> Tensor:
+    """Heads' matrices on the diagonal, zeros beside them.  w [R,H,o,i] -> [R,H*o,H*i]
+
+    A few heads' small ranks are cheaper as one matrix product than as one a head with transposes around it.
+    """
+    here = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
+    return torch.einsum("rhoi,hg->rhogi", w, here).flatten(3, 4).flatten(1, 2)
 
 
 def linear(x: Tensor, w: Tensor) -> Tensor:
@@ -86,15 +102,37 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     return F.linear(x, w[0]) if len(w) == 1 else torch.bmm(x, w.transpose(1, 2))
 
 
-def _map_heads(x: Tensor, w: Tensor) -> Tensor:
-    """X [B,T,H,i], w [R,H,o,i] -> [B,T,H,o]"""
-    return (x.transpose(1, 2) @ w.transpose(-1, -2)).transpose(1, 2)
+def add(y: Tensor, changes: Sequence[Change], bias: Tensor | None) -> Tensor:
+    """Y [B,T,o], the changes, and bias [R,o] -> [B,T,o]: one matrix product for each x that is read, and one more."""
+    same: list[list[Change]] = []
+    for change in changes:
+        mine = next((some for some in same if some[0].x is change.x), None)
+        if mine is None:
+            same.append([change])
+        else:
+            mine.append(change)
+    inner = [linear(some[0].x, _joined([change.a for change in some], 1)) for some in same]
+    outer = [change.b for some in same for change in some]
+    if bias is not None:
+        inner.append(y.new_ones(*y.shape[:2], 1))
+        outer.append(bias[..., None])
+    if not inner:
+        return y
+    narrow, wide = _joined(inner, -1), _joined(outer, 2).transpose(1, 2)
+    if len(wide) > 1:
+        return torch.baddbmm(y, narrow, wide)
+    return torch.addmm(y.flatten(0, 1), narrow.flatten(0, 1), wide[0]).view_as(y)
 
 
-def _shared(cfg: KernelMixConfig, p: Params, x: Tensor) -> Tensor | float:
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
+def _shared(cfg: KernelMixConfig, p: Params, x: Tensor) -> list[Change]:
     if "shared_a" not in p:
-        return 0.0
-    return _scale(cfg, p) * linear(linear(x, p["shared_a"]), p["shared_b"])
+        return []
+    scale = _scale(cfg, p)
+    return [Change(x, p["shared_a"], p["shared_b"] if scale == 1 else scale * p["shared_b"])]
 
 
 def _scale(cfg: KernelMixConfig, p: Params) -> float:
@@ -105,38 +143,39 @@ def _dropped(cfg: KernelMixConfig, frame: Frame, x: Tensor) -> Tensor:
     return F.dropout(x, cfg.dropout) if frame.training and cfg.dropout else x
 
 
-def _bias(p: Params) -> Tensor | float:
-    """[R,1,H*d] (or [R,1,D] for o)"""
-    return p["head_bias"].flatten(1)[:, None] if "head_bias" in p else 0.0
+def _bias(p: Params) -> Tensor | None:
+    """[R,H*d] (or [R,D] for o)"""
+    return p["head_bias"].flatten(1) if "head_bias" in p else None
 
 
 def edit_query(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,D], y [B,T,H*d]"""
     x = _dropped(cfg, frame, x)
-    head = per_head(x, p["head_a"], p["head_b"]) if "head_a" in p else 0.0
-    return y + head + _bias(p) + _shared(cfg, p, x)
+    head = [per_head(x, p["head_a"], p["head_b"])] if "head_a" in p else []
+    return add(y, head + _shared(cfg, p, x), _bias(p))
 
 
 def edit_key(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,D], y [B,T,H*d]"""
-    return y + _shared(cfg, p, _dropped(cfg, frame, x))
+    return add(y, _shared(cfg, p, _dropped(cfg, frame, x)), None)
 
 
 def edit_value(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,D], y [B,T,H*d]"""
-    head: Tensor | float = 0.0
+    x = _dropped(cfg, frame, x)
+    head: list[Change] = []
     if "head_a" in p and cfg.v_base == "K":
-        head = from_heads(_dropped(cfg, frame, frame.seen[Site.KEY].to(y.dtype)), p["head_a"], p["head_b"])
+        head = [from_heads(_dropped(cfg, frame, frame.seen[Site.KEY].to(y.dtype)), p["head_a"], p["head_b"])]
     elif "head_a" in p:
-        head = per_head(_dropped(cfg, frame, x), p["head_a"], p["head_b"])
-    return y + head + _bias(p) + _shared(cfg, p, _dropped(cfg, frame, x))
+        head = [per_head(x, p["head_a"], p["head_b"])]
+    return add(y, head + _shared(cfg, p, x), _bias(p))
 
 
 def edit_output(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,H*d], y [B,T,D]"""
     x = _dropped(cfg, frame, x)
-    head = into_sum(x, p["head_a"], p["head_b"]) if "head_a" in p else 0.0
-    return y + head + _bias(p) + _shared(cfg, p, x)
+    head = [into_sum(x, p["head_a"], p["head_b"])] if "head_a" in p else []
+    return add(y, head + _shared(cfg, p, x), _bias(p))
 
 
 def merge(
