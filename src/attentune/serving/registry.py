@@ -104,7 +104,7 @@ class Registry:
                     changed |= self._load(name)
                 except (AttentuneError, OSError) as error:
                     report(f"{name}: {error}")
-            if vanished := [name for name in self._tasks if name not in found]:
+            if vanished := self._tasks.keys() - set(found):
                 # A task whose version is being replaced is not there for a moment.
                 with self.folder.alone():
                     for name in [n for n in vanished if not self.folder.place(n).is_dir()]:
