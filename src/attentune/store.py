@@ -149,6 +149,14 @@ def read(folder: str | Path) -> Stored:
     )
 
 
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """What the folder says of how good it is, to be shown; empty where it says nothing readable."""
+    try:
+        return _read_json(folder / METRICS)
+    except (OSError, ValueError, StoreError):
+        return {}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

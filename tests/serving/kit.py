@@ -12,8 +12,15 @@ from peft import get_peft_model
 from attentune import METHODS, HeadConfig, TaskModel, store
 from attentune.backbones import fingerprint
 from attentune.card import Backbone, TaskCard
-from attentune.tasks import Classification, Tagging
+from attentune.confidence import Calibration
+from attentune.tasks import Classification, Tagging, Task
 from attentune.tasks.columns import Columns
+
+UNCALIBRATED = Calibration()
+COLUMNS = {
+    "question_answering": Columns(("question", "context"), "answers"),
+    "multiple_choice": Columns(("text",), "label", choices=("choices",)),
+}
 
 
 def adapter(
@@ -23,13 +30,18 @@ def adapter(
     seed: int = 0,
     labels: int = 3,
     kind: str = "sequence",
+    task: Task | None = None,
+    calibration: Calibration = UNCALIBRATED,
     **options: Any,
 ) -> Path:
-    """A folder of an adapter at a random start, its head included."""
+    """A folder of an adapter at a random start, its head included; `task` says what `labels` and `kind` else do."""
     origin = Backbone("tiny", fingerprint(base))
     torch.manual_seed(seed)
     pooling = options.pop("pooling", "mean")
-    head = HeadConfig(kind, labels, pooling)  # pyright: ignore[reportArgumentType]
+    if task is None:
+        names = tuple(f"class {i}" for i in range(labels))
+        task = Classification(names) if kind == "sequence" else Tagging(("O", *(f"B-{name}" for name in names[1:])))
+    head = HeadConfig(task.head, task.num_outputs, pooling)  # pyright: ignore[reportArgumentType]
     config = METHODS[method].config(head=head, init_weights=False, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -37,9 +49,8 @@ def adapter(
     for name, p in model.named_parameters():
         if ".heads." in name:
             torch.nn.init.normal_(p)
-    names = tuple(f"class {i}" for i in range(labels))
-    task = Classification(names) if kind == "sequence" else Tagging(("O", *(f"B-{name}" for name in names[1:])))
-    card = TaskCard(folder.name, method, task, Columns(("text",), "label"), origin, 32, pooling)
+    columns = COLUMNS.get(task.kind, Columns(("text", "text_pair") if task.pair else ("text",), "label"))
+    card = TaskCard(folder.name, method, task, columns, origin, 32, pooling, calibration)
     store.write(folder, model, card, "", {})
     model.unload()
     return folder

@@ -34,7 +34,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**os.environ, "MAX_WAIT_MS": "1"},
+            env={name: value for name, value in os.environ.items() if "PYTEST" not in name} | {"MAX_WAIT_MS": "1"},
         )
 
     def __enter__(self) -> Server:

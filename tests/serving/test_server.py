@@ -114,6 +114,13 @@ def test_bad_requests_are_problem_documents(client: TestClient, body: Any, statu
     assert answer.json()["status"] == status
 
 
+def test_without_a_playground_the_root_says_what_is_here(client: TestClient) -> None:
+    found = client.get("/")
+    assert (found.status_code, found.json()["docs"]) == (200, "/docs")
+    assert "pip install 'attentune[ui]'" in found.json()["playground"]
+    assert "tone" not in found.text
+
+
 def test_unknown_paths_and_methods_are_problem_documents(client: TestClient) -> None:
     assert client.get("/nowhere").json()["status"] == 404
     assert client.delete("/v1/predict").json()["status"] == 405

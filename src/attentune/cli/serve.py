@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,10 @@ def serve_command(
     port: Annotated[int, typer.Option(help="The port.")] = 8000,
     keys: Annotated[Path | None, typer.Option(help="A file of API keys, see `attentune keys`.")] = None,
     watch: Annotated[bool, typer.Option(help="Follow the folder: load what appears, drop what vanishes.")] = True,
+    playground: Annotated[
+        bool | None,
+        typer.Option(help="A page at / to try the tasks; with --keys it wants an admin key. [default: if installed]"),
+    ] = None,
     keep: Annotated[int, typer.Option(help="Earlier versions of a task that stay on disk.")] = 5,
     hot_bytes: Annotated[int | None, typer.Option(help="Bytes of adapters on the device.")] = None,
     warm_bytes: Annotated[int | None, typer.Option(help="Bytes of adapters in memory.")] = None,
@@ -86,7 +91,8 @@ def serve_command(
     scale = _scale(ray, ray_address, replicas, replica_cpus, replica_target)
     guard = None if keys is None else Keys.read(keys)
     options: dict[str, Any] = {"keep": keep, "watch": watch, "hot_bytes": hot_bytes, "warm_bytes": warm_bytes}
-    tell = partial(_tell, f"http://{host}:{port}", json)
+    page = _playground(playground, ray)
+    tell = partial(_tell, f"http://{host}:{port}", page, json)
     if scale is not None:
         from attentune.serving.scale import running
 
@@ -94,7 +100,7 @@ def serve_command(
             tell(names)
             show.wait()
         return
-    app = application(folder, backbone, guard, limits, report=show.progress, **options)
+    app = application(folder, backbone, guard, limits, report=show.progress, playground=page, **options)
     tell(app.state.service.registry.names)
     run(app, host, port)
 
@@ -110,11 +116,21 @@ def _scale(ray: bool, address: str | None, replicas: str | None, cpus: float | N
     return None
 
 
-def _tell(url: str, json: bool, names: Sequence[str]) -> None:
+def _tell(url: str, page: bool, json: bool, names: Sequence[str]) -> None:
     if json:
         show.as_json({"url": url, "tasks": names})
     else:
-        show.progress(f"{len(names)} tasks on {url} (its paths: /docs)")
+        show.progress(f"{len(names)} tasks on {url} (its paths: /docs{'; a page to try them: /' if page else ''})")
+
+
+def _playground(asked: bool | None, ray: bool) -> bool:
+    """Whether the page is shown: as asked, else if it is installed."""
+    there = find_spec("nicegui") is not None
+    if asked and ray:
+        raise ConfigError("the playground lives in the process that serves; leave out --playground or --ray")
+    if asked and not there:
+        raise ConfigError("the playground needs more packages: pip install 'attentune[ui]'")
+    return there and not ray if asked is None else asked
 
 
 def keys_command(

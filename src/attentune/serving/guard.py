@@ -1,16 +1,31 @@
-"""Before anything reads a request: its size, and how many are in work. After it: how long it took."""
+"""Before anything reads a request: its key, its size, and how many are in work. After it: how long it took."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
+from attentune.serving.keys import Key, Keys
 from attentune.serving.limits import Limits
 from attentune.serving.meters import OTHER, Meters
-from attentune.serving.problems import Problem
+from attentune.serving.problems import Problem, Refused
 
 FREE = ("/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
 """Paths that answer however busy the server is."""
+
+
+def admit(keys: Keys, given: str | None, scope: str) -> Key:
+    """The key that was given, if it may do that.
+
+    Raises:
+        Refused: it is none of the keys (401), or does not have the scope (403).
+    """
+    key = keys.find(given)
+    if key is None:
+        raise Refused(401, "a valid API key is wanted: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
+    if scope not in key.scopes:
+        raise Refused(403, f"this key does not have the scope {scope!r}")
+    return key
 
 
 class Guard:

@@ -33,16 +33,20 @@ def application(
     keep: int = 5,
     watch: bool = False,
     report: Callable[[str], None] = log.warning,
+    playground: bool = False,
     **bank: Any,
 ) -> FastAPI:
-    """The application on all adapters of a folder; with `watch` it follows the folder. `bank` are options of a Bank."""
+    """The application on all adapters of a folder; with `watch` it follows the folder.
+
+    `playground` is that of `server.build`, `bank` are options of a Bank.
+    """
     limits = limits or Limits()
     tasks = Bank(backbone, **bank)
     queue = Batcher(limits.max_batch_tokens, limits.max_batch_rows, limits.max_wait_ms / 1000, limits.max_queue)
     engine = Engine(tasks, load_tokenizer(backbone, tasks.model.backbone), queue)
     registry = Registry(tasks, folder, keep)
     registry.scan(report)
-    app = build(registry, engine, keys, limits)
+    app = build(registry, engine, keys, limits, playground)
     if watch:
         app.router.lifespan_context = _watching(app.router.lifespan_context, registry, report)
     return app

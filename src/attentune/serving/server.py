@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ from attentune.serving.forms import (
     Verdict,
     VersionInfo,
 )
-from attentune.serving.guard import Guard
+from attentune.serving.guard import Guard, admit
 from attentune.serving.keys import Key, Keys
 from attentune.serving.limits import Limits
 from attentune.serving.meters import Meters
@@ -44,8 +44,17 @@ bearer = HTTPBearer(auto_error=False, description="A key that `attentune keys` m
 LINES = "application/x-ndjson"
 
 
-def build(registry: Registry, engine: Engine, keys: Keys | None = None, limits: Limits | None = None) -> FastAPI:
-    """The application; it is ready when the registry's folder has been read."""
+def build(
+    registry: Registry,
+    engine: Engine,
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+    playground: bool = False,
+) -> FastAPI:
+    """The application; it is ready when the registry's folder has been read.
+
+    With `playground` there is a page at `/` (extra `ui`); one application of a process may have it.
+    """
     limits, keys = limits or Limits(), keys or Keys()
     meters = Meters(registry.bank)
     engine.observe = meters.ran
@@ -74,13 +83,7 @@ def build(registry: Registry, engine: Engine, keys: Keys | None = None, limits: 
 
     def key_for(scope: str) -> Callable[..., Key]:
         def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(credentials)]) -> Key:
-            key = keys.find(given.credentials if given else None)
-            if key is None:
-                raise Refused(
-                    401, "a valid API key is wanted: Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"}
-                )
-            if scope not in key.scopes:
-                raise Refused(403, f"this key does not have the scope {scope!r}")
+            key = admit(keys, given.credentials if given else None, scope)
             registry.catch_up()  # Here, because this runs in a thread before every request that sees tasks.
             return key
 
@@ -91,6 +94,12 @@ def build(registry: Registry, engine: Engine, keys: Keys | None = None, limits: 
     _add_tasks(app, service, predict_key, admin_key)
     _add_health(app, service, admin_key)
     open_inference.add(app, service, predict_key)
+    if playground:
+        from attentune.serving.playground.mount import mount
+
+        mount(app, service, keys)
+    else:
+        _add_index(app)
     return app
 
 
@@ -233,6 +242,19 @@ def _add_health(app: FastAPI, service: Service, admin_key: Callable[..., Key]) -
         return Response(service.meters.page(service.engine.batcher), media_type="text/plain; version=0.0.4")
 
 
+def _add_index(app: FastAPI) -> None:
+    @app.get("/")
+    async def index() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
+        """What is here, where there is no playground."""
+        return {
+            "docs": "/docs",
+            "predict": "/v1/predict",
+            "tasks": "/v1/tasks",
+            "open inference": "/v2",
+            "playground": "not shown here: pip install 'attentune[ui]' and serve with --playground",
+        }
+
+
 def _refuse_hidden(key: Key, name: str) -> None:
     if not key.sees(name):
         raise Refused(403, "this key may not write a task of that name")
@@ -254,9 +276,6 @@ def _info(name: str, served: Served) -> TaskInfo:
         return VersionInfo(id=v.id, method=v.entry.card.method, bytes=v.entry.bytes)
 
     trial, card = served.trial, served.active.entry.card
-    scores: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        scores = json.loads((served.active.entry.folder / store.METRICS).read_text(encoding="utf-8"))
     return TaskInfo(
         name=name,
         kind=card.task.kind,
@@ -266,5 +285,5 @@ def _info(name: str, served: Served) -> TaskInfo:
         trial=None
         if trial is None
         else TrialInfo(version=version(trial.version), share=trial.share, shadow=trial.shadow),
-        scores=scores,
+        scores=store.metrics_of(served.active.entry.folder),
     )
