@@ -13,6 +13,7 @@ There is never a pickle in it. It is written beside its place and renamed, so th
 new one, whole; if it strikes between the two renames the old one is found again at the next look.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,6 +21,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from safetensors.torch import load
+from torch import Tensor
 
 from attentune.backbones import same_backbone
 from attentune.card import TaskCard, model_card
@@ -174,6 +178,24 @@ def _replace(target: Path, fresh: Path) -> None:
         os.rename(target, old)
     os.rename(fresh, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of an adapter folder by name, and the SHA-256 of their file.
+
+    Raises:
+        StoreError: they cannot be read.
+    """
+    try:
+        content = (folder / WEIGHTS).read_bytes()
+        return load(content), hashlib.sha256(content).hexdigest()
+    except Exception as error:  # safetensors raises its own type, which it does not export
+        raise StoreError(f"the tensors of {folder.name} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, without where it lies."""
+    return error.strerror or "" if isinstance(error, OSError) else str(error).splitlines()[0]
 
 
 def recover(target: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig
-from safetensors.torch import load
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -147,7 +145,7 @@ class Bank:
             raise UnsupportedError(
                 f"adapter {name!r} writes texts, which the bank does not serve; attentune.predict_many does"
             )
-        tensors, sha256 = _tensors(stored.folder)
+        tensors, sha256 = store.tensors(stored.folder)
         config: Any = PeftConfig.from_pretrained(str(stored.folder))
         if not isinstance(config, MethodConfig):
             raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter, which the bank does not serve")
@@ -216,7 +214,7 @@ class Bank:
 
     def _read(self, key: Hashable) -> Tensor:
         entry = cast("Entry", key)
-        tensors, sha256 = _tensors(entry.folder)
+        tensors, sha256 = store.tensors(entry.folder)
         if sha256 != entry.sha256:
             raise StoreError(f"the tensors of {entry.name!r} are others than when it was checked")
         return _row(entry.shelf, entry.head, tensors)
@@ -250,20 +248,6 @@ class Bank:
             columns=same.setdefault(card.columns, card.columns),
             backbone=same.setdefault(card.backbone, card.backbone),
         )
-
-
-def _tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of an adapter folder, and the hash of their file."""
-    try:
-        content = (folder / store.WEIGHTS).read_bytes()
-        return load(content), hashlib.sha256(content).hexdigest()
-    except Exception as error:  # safetensors raises its own type, which it does not export
-        raise StoreError(f"the tensors of {folder.name} cannot be read: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Why a file cannot be read, without where it lies."""
-    return error.strerror or "" if isinstance(error, OSError) else str(error).splitlines()[0]
 
 
 def _check_known(shelf: Shelf, head: Head, config: MethodConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -80,7 +80,7 @@ class Replica:
 
     def record_routing_stats(self) -> dict[str, Any]:
         """What Ray Serve tells the routers."""
-        return {COLD_TASKS: self.engine.bank.cold}
+        return {COLD_TASKS: dict.fromkeys(self.engine.bank.cold)}
 
     def check_health(self) -> None:
         """Ray Serve replaces a replica for which this raises."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,17 +60,20 @@ def running(
     `options` are those of `launch.application`. The folder and the backbone must be the same on all nodes.
 
     Raises:
-        ConfigError: Ray Serve is not installed, there is no such cluster, or the application cannot start on it.
+        ConfigError: Ray Serve is not installed, there is no such cluster, the port of this machine is taken, or the
+            application cannot start.
     """
     shared = Folder(folder)
     shared.path.mkdir(parents=True, exist_ok=True)
     if not shared.revision() and os.access(shared.path, os.W_OK):
         shared.changed()  # By this replicas know that they see this very folder.
-    ray, fresh = join(scale.address, num_cpus=max(os.cpu_count() or 1, round(scale.most * scale.cpus)))
     try:
         from ray import serve
     except ImportError as error:
-        raise ConfigError(f"serving on Ray needs Ray Serve: pip install 'attentune[ray]' ({error})") from error
+        raise ConfigError(f"serving on a cluster needs Ray Serve: pip install 'attentune[ray]' ({error})") from error
+    if scale.address == "local":
+        _check_free(host, port)
+    ray, fresh = join(scale.address, num_cpus=max(os.cpu_count() or 1, round(scale.most * scale.cpus)))
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     try:
         serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
@@ -114,6 +118,15 @@ def _application(folder: Path, scale: Scale, gpus: int, limits: Limits, options:
         ray_actor_options={"num_cpus": 0},
     )
     return gateways.bind(replicas.bind(folder, limits=limits, **options), limits)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Ray Serve would try again and again."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ConfigError(f"nobody can listen on {host}:{port}: {error.strerror}") from error
 
 
 def _reason(error: Exception) -> str:
