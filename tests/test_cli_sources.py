@@ -102,7 +102,7 @@ def test_several_tasks_share_the_attention(
     data: Path, library: Path, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stars = write_rows(tmp_path / "stars.jsonl", rows_of("regression"))
-    common = ("--sources", library, "--backbone", tiny_bert, "-o", tmp_path / "all", *SETTINGS)
+    common = ("--sources", library, "--share-attention", "--backbone", tiny_bert, "-o", tmp_path / "all", *SETTINGS)
     done = read_json(capsys, "train-many", f"tone={data}", f"stars={stars}", *common)
     assert {name: one["output"] for name, one in done.items()} == {n: str(tmp_path / "all" / n) for n in done}
     assert done["stars"]["run"]["together"] == ["tone", "stars"]
@@ -110,8 +110,34 @@ def test_several_tasks_share_the_attention(
         run("predict", "--task", f"a={tmp_path / 'all' / 'tone'}", "--task", f"b={tmp_path / 'all' / 'stars'}", "x")
         == 0
     )
-    assert run("train-many", str(data), *common) == 2
+    assert run("train-many", str(data), "b=x", *common) == 2
     assert "a task is NAME=DATA, found" in capsys.readouterr().err
+
+
+def test_a_folder_of_data_sets_is_trained_together(
+    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "data"
+    (home / "stars").mkdir(parents=True)
+    write_rows(home / "stars" / "train.jsonl", rows_of("regression"))
+    write_rows(home / "tone.jsonl", rows_of("classification"))
+    (home / "README.md").write_text("not data")
+    common = ("--backbone", tiny_bert, "-o", tmp_path / "all", *SETTINGS)
+    done = read_json(capsys, "train-many", home, *common)
+    assert list(done) == ["stars", "tone"]
+    assert done["tone"]["output"] == str(tmp_path / "all" / "tone")
+    (home / "bad.csv").write_text("text,label\n")
+    assert run("train-many", str(home), *common, "--together", "2", "--resume") == 1
+    told = capsys.readouterr()
+    assert "bad: not trained: " in told.err
+    assert "tone" in told.out
+    (home / "tone.csv").write_text("text,label\n")
+    assert run("train-many", str(home), *common) == 2
+    assert "give each data set its own name" in capsys.readouterr().err
+    assert run("train-many", str(home / "stars"), *common) == 2
+    assert "is one data set, for it holds train.jsonl" in capsys.readouterr().err
+    assert run("train-many", str(tmp_path / "none"), *common) == 2
+    assert "no folder of data sets at" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

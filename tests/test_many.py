@@ -1,4 +1,4 @@
-"""Several tasks under one attention: trained in mixed batches, each folder whole, alone and together."""
+"""Many tasks trained together: each comes out as if it had been trained alone."""
 
 import json
 from pathlib import Path
@@ -6,225 +6,237 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
-from test_sources import library  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from test_train import FOLDER, QUICK, rows_of
-from torch import Tensor
-from transformers import TrainerCallback
+from transformers import AutoModel, BertTokenizer, TrainerCallback
 
-import attentune
-from attentune import AttemptConfig, HeadConfig, TaskModel, store
-from attentune.backbones import load_backbone, load_tokenizer
-from attentune.card import Backbone, TaskCard
-from attentune.errors import ConfigError, UnsupportedError
-from attentune.method import Frame
-from attentune.methods.attempt import METHOD, edit_prompt
-from attentune.predict import Job
-from attentune.tasks import load_data, task_of
+from attentune import store
+from attentune.errors import AttentuneError, ConfigError, DataError, UnsupportedError
+from attentune.methods import METHODS
+from attentune.training.lanes import Lane, Stopped
 from attentune.training.many import train_many
-from attentune.training.together import Part, collate_mixed, row_losses, share
+from attentune.training.recipe import method_options
 from attentune.training.train import train
 
-KINDS = ("classification", "pair", "regression", "tagging")
-INPUTS: dict[str, list[Any]] = {
-    "classification": ["the film is good", "bad rain"],
-    "pair": [["the film is good", "the plot"], ["a", "b"]],
-    "regression": ["a good film"],
-    "tagging": ["Anna visits London"],
-}
+tf: Any = transformers  # Config classes take more fields than their signatures name.
+SIZES: dict[str, Any] = {"max_position_embeddings": 64}
+QUIET = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
 
 
-def key_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key.split(".")[-1]: value for key, value in tensors.items()}
+def undropped(method: str) -> dict[str, Any]:
+    """QUICK without the dropout of head and method."""
+    own = {"method.dropout": 0.0} if "dropout" in method_options(method) else {}
+    return {**QUICK, "task.dropout": 0.0, **own}
+
+
+KINDS = ("classification", "regression", "tagging", "question_answering", "pair")
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_bert: Path, library: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:  # noqa: F811
-    """Four tasks of different kinds, trained together over the library."""
-    output = tmp_path_factory.mktemp("together") / "all"
-    data = {kind: {"train": rows_of(kind, 24), "validation": rows_of(kind, 6)} for kind in KINDS}
-    options: dict[str, Any] = {**QUICK, "attention_learning_rate": 0.05}
+def quiet(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny backbones without dropout: with it, the numbers that are drawn depend on what else is in the batch.
+
+    In float64: Adam makes steps of full size of gradients that are nothing but rounding.
+    """
+    home = tmp_path_factory.mktemp("quiet")
+    bert: Any = AutoModel.from_pretrained(tiny_bert)
+    words, shape = bert.config.vocab_size, {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        roberta = tf.RobertaModel(
+            tf.RobertaConfig(vocab_size=words, hidden_size=32, pad_token_id=0, **shape, **QUIET, **SIZES)
+        )
+        distil = tf.DistilBertModel(
+            tf.DistilBertConfig(
+                vocab_size=words,
+                n_layers=2,
+                n_heads=4,
+                dim=32,
+                hidden_dim=64,
+                dropout=0.0,
+                attention_dropout=0.0,
+                **SIZES,
+            )
+        )
+    for name, value in QUIET.items():
+        setattr(bert.config, name, value)
+    for name, model in (("bert", bert), ("roberta", roberta), ("distilbert", distil)):
+        model.double().save_pretrained(home / name)
+        BertTokenizer.from_pretrained(tiny_bert).save_pretrained(home / name)
+    return {name: home / name for name in ("bert", "roberta", "distilbert")}
+
+
+def data_of(kind: str, count: int, seed: int = 0) -> dict[str, Any]:
+    return {"train": rows_of(kind, count, seed), "validation": rows_of(kind, 8, seed + 1)}
+
+
+def same(mine: Path, theirs: Path) -> None:
+    """Equal tensors, configs, recipes; equal scores; and the same answers."""
+    a, b = load_file(mine / store.WEIGHTS), load_file(theirs / store.WEIGHTS)
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        torch.testing.assert_close(value, b[key], atol=1e-9, rtol=1e-9)
+    for name in (store.CONFIG, store.RECIPE):
+        assert (mine / name).read_text() == (theirs / name).read_text()
+    one, other = (json.loads((folder / store.METRICS).read_text()) for folder in (mine, theirs))
+    assert one.keys() == other.keys()
+    assert one["run"]["steps"] == other["run"]["steps"]
+    assert one["validation"] == pytest.approx(other["validation"], abs=1e-6)
+    logs = [[json.loads(line) for line in (folder / store.LOG).read_text().splitlines()] for folder in (mine, theirs)]
+    assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]]
+    assert [line["loss"] for line in logs[0]] == pytest.approx([line["loss"] for line in logs[1]], abs=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("method", METHODS)
+def test_together_is_each_alone(quiet: dict[str, Path], tmp_path: Path, method: str, backbone: str) -> None:
+    """Tasks of two kinds, of unequal size, with a tight clip that only their own norm decides."""
+    where = str(quiet[backbone])
+    data = {f"{kind}{i}": data_of(kind, 8 + 9 * i, i) for i, kind in enumerate(("classification", "tagging"))}
+    options: dict[str, Any] = {**undropped(method), "epochs": 1, "batch_size": 4, "clip": 0.05, "weight_decay": 0.1}
+    results = train_many(data, tmp_path / "all", where, method=method, **options)
+    assert list(results) == list(data)
+    assert results.failed == {}
+    assert {path.name for path in (tmp_path / "all").iterdir()} == set(data)
+    for name, one in data.items():
+        alone = train(one, method, tmp_path / "one" / name, where, **options)
+        assert {f.name for f in results[name].folder.iterdir()} == FOLDER
+        same(results[name].folder, alone.folder)
+
+
+def test_every_kind_and_the_rhythm_of_each(quiet: dict[str, Path], tmp_path: Path) -> None:
+    """Three at a time; steps of two batches that do not fall together; each ends when its own patience does."""
+    where = str(quiet["bert"])
+    data = {kind: data_of(kind, 16 + 3 * i, i) for i, kind in enumerate(KINDS)}
+    options: dict[str, Any] = {**undropped("kernel_mix"), "epochs": 5, "patience": 1, "accumulate": 2, "batch_size": 4}
+    results = train_many(data, tmp_path / "all", where, method="kernel_mix", together=3, **options)
+    steps: set[int] = set()
+    for kind, one in data.items():
+        same(results[kind].folder, train(one, "kernel_mix", tmp_path / "one" / kind, where, **options).folder)
+        steps.add(results[kind].metrics["run"]["steps"])
+    assert len(steps) > 2
+
+
+def test_checkpointing_and_words_for_classes(masked_bert: Path, tmp_path: Path) -> None:
+    data = {name: data_of("classification", 12, i) for i, name in enumerate(("a", "b"))}
+    rows = [{**row, "label": {"pos": "good", "neg": "bad"}[row["label"]]} for row in data["b"]["train"]]
+    data["b"] = {"train": rows, "validation": rows}
+    options: dict[str, Any] = {**QUICK, "template": "auto", "checkpointing": True}
+    results = train_many(data, tmp_path / "all", str(masked_bert), **options)
+    assert results["b"].card.task.to_card()["words"] == ["bad", "good"]
+    assert "out_weight" in "".join(load_file(results["a"].folder / store.WEIGHTS))
+    assert results["b"].metrics["run"]["steps"] == 4
+
+
+def test_one_that_fails_does_not_keep_the_others(quiet: dict[str, Path], tmp_path: Path) -> None:
     lines: list[str] = []
-    results = train_many(data, output, str(tiny_bert), library=library, report=lines.append, **options)
-    assert not output.with_name("all.training").exists()
-    assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1.0", "epoch 2.0"]
-    return {name: result.folder for name, result in results.items()}
-
-
-def test_every_task_has_a_whole_folder(folders: dict[str, Path]) -> None:
-    for kind, folder in folders.items():
-        assert {f.name for f in folder.iterdir()} == FOLDER
-        metrics = json.loads((folder / store.METRICS).read_text())
-        assert metrics["run"]["together"] == list(KINDS)
-        assert list(metrics["attention"]) == ["nli", "stars", "tone", "topic", "target"]
-        data = {"validation": rows_of(kind, 6)}
-        adapter = attentune.load(folder)
-        again = adapter.judge(data, split="validation").scores
-        assert again == pytest.approx(metrics["validation"], abs=1e-6)
-        line = json.loads((folder / store.LOG).read_text().splitlines()[-1])
-        assert line["validation"]["mean"] == pytest.approx(sum(line["validation"][name] for name in KINDS) / len(KINDS))
-
-
-def test_shared_tensors_are_equal_and_the_others_are_not(folders: dict[str, Path]) -> None:
-    found = [key_of(load_file(folder / store.WEIGHTS)) for folder in folders.values()]
-    for other in found[1:]:
-        for key, value in found[0].items():
-            if key in METHOD.shared:
-                assert torch.equal(value, other[key]), key
-        assert not torch.equal(found[0]["target_prompts"], other["target_prompts"])
-    assert [len(one["out_bias"]) for one in found] == [2, 3, 1, 3]
-
-
-def test_a_mixed_batch_answers_as_each_alone(folders: dict[str, Path]) -> None:
-    tasks = [kind for kind in KINDS for _ in INPUTS[kind]]
-    inputs = [item for kind in KINDS for item in INPUTS[kind]]
-    predictor = attentune.predict.load_many(folders)
-    mixed = predictor.logits(predictor.jobs(inputs, tasks), batch_size=8)
-    for kind in KINDS:
-        alone = attentune.load(folders[kind]).predictor
-        expected = alone.logits(alone.jobs(INPUTS[kind], [kind] * len(INPUTS[kind])), batch_size=1)
-        for z, wanted in zip((m for m, task in zip(mixed, tasks, strict=True) if task == kind), expected, strict=True):
-            assert z == pytest.approx(wanted, abs=1e-5)
-
-
-def parts_of(tiny_bert: Path) -> tuple[TaskModel, dict[str, Part], Any]:
-    """A fresh model of three tasks under one attention, and rows for it."""
-    torch.manual_seed(0)
-    model, tokenizer = TaskModel(load_backbone(str(tiny_bert))), load_tokenizer(str(tiny_bert))
-    parts: dict[str, Part] = {}
-    for i, kind in enumerate(("classification", "regression", "tagging")):
-        rows = load_data({"train": rows_of(kind, 8), "validation": rows_of(kind, 4)})
-        task = task_of(rows)
-        head: Any = HeadConfig("token" if kind == "tagging" else "sequence", task.num_outputs, "mean")
-        model.add_adapter(f"task{i}", AttemptConfig(length=3, sources=2, bottleneck=5, init_weights=False, head=head))
-        card = TaskCard(kind, "attempt", task, rows.columns, Backbone("", ""), 24, "mean")
-        parts[kind] = Part(f"task{i}", card, {"train": task.encode(tokenizer, rows.train, 24)}, rows.validation)
-    adapters = [part.adapter for part in parts.values()]
-    share(model, adapters, METHOD.shared)
-    model.set_adapter(adapters)
-    return model, parts, tokenizer
-
-
-def test_the_loss_of_a_mixed_batch_is_that_of_each_row_alone(tiny_bert: Path) -> None:
-    model, parts, tokenizer = parts_of(tiny_bert)
-    jobs = [Job(parts[name].features["train"][i], name) for i in range(3) for name in parts]
-
-    def losses(jobs: list[Job]) -> dict[str, Tensor]:
-        batch = collate_mixed(parts, jobs, tokenizer)
-        found = batch.pop("parts")
-        logits = model(**batch).logits
-        return {n: row_losses(parts[n].task, logits, batch["attention_mask"], part) for n, part in found.items()}
-
-    mixed = losses(jobs)
-    for name in parts:
-        alone = [losses([job])[name] for job in jobs if job.task == name]
-        assert torch.allclose(mixed[name], torch.cat(alone), atol=1e-5)
-
-
-def test_gradients_of_every_task_reach_the_shared_attention(tiny_bert: Path) -> None:
-    model, parts, tokenizer = parts_of(tiny_bert)
-    named = {name: p for name, p in model.named_parameters() if "prompt_attempt" in name and p.requires_grad}
-    # Shared tensors are there once, under the first task's name; targets are everyone's own.
-    assert {name.split(".")[-2] for name in named if not name.endswith("task0")} == {"target_prompts"}
-    total: dict[str, Tensor] = {name: torch.zeros_like(p) for name, p in named.items()}
-    for task, part in parts.items():
-        model.zero_grad()
-        batch = collate_mixed(parts, [Job(part.features["train"][0], task)], tokenizer)
-        found = batch.pop("parts")
-        row_losses(part.task, model(**batch).logits, batch["attention_mask"], found[task]).sum().backward()
-        for name, p in named.items():
-            shared = name.split(".")[-2] != "target_prompts"
-            reached = p.grad is not None and bool(p.grad.any())
-            assert reached == (shared or name.endswith(part.adapter)), (task, name)
-            total[name] += 0 if p.grad is None else p.grad
-    model.zero_grad()
-    batch = collate_mixed(parts, [Job(part.features["train"][0], task) for task, part in parts.items()], tokenizer)
-    found = batch.pop("parts")
-    logits = model(**batch).logits
-    torch.cat(
-        [row_losses(parts[n].task, logits, batch["attention_mask"], part) for n, part in found.items()]
-    ).sum().backward()
-    for name, p in named.items():
-        assert p.grad is not None
-        assert torch.allclose(p.grad, total[name], atol=1e-5), name
-
-
-def test_it_is_the_papers_shared_attention(tiny_bert: Path) -> None:
-    """One adapter with `tasks` target prompts and task ids puts the same prompts in front as tied adapters do."""
-    model, parts, _ = parts_of(tiny_bert)
-    layer: Any = model.get_input_embeddings().get_submodule("prompt_attempt")
-    tied = [layer.tensors(part.adapter) for part in parts.values()]
-    x = torch.randn(3, 6, 32)
-    cfg = AttemptConfig(length=3, sources=2, bottleneck=5, tasks=3, temperature=layer.configs["task0"].temperature)
-    p = {key: value[None] for key, value in tied[0].items()}
-    p["target_prompts"] = torch.cat([one["target_prompts"] for one in tied])[None]
-    together = edit_prompt(cfg, p, x, x, Frame(None, None, 6, width=3, prompt=3, task_ids=torch.arange(3)))
-    for i, one in enumerate(tied):
-        single = {key: value[None] for key, value in one.items()}
-        alone = edit_prompt(layer.configs[f"task{i}"], single, x, x, Frame(None, None, 6, width=3, prompt=3))
-        assert torch.allclose(together[i], alone[i], atol=1e-6)
+    where = str(quiet["bert"])
+    good = data_of("classification", 16)
+    data: dict[str, Any] = {"good": good, "odd": tmp_path / "none.csv", "few": [{"text": "a"}], "last": good}
+    results = train_many(data, tmp_path / "all", where, together=3, report=lines.append, **QUICK)
+    assert list(results) == ["good", "last"]
+    assert {name: type(error) for name, error in results.failed.items()} == {"odd": DataError, "few": DataError}
+    assert next(line for line in lines if line.startswith("odd: ")).startswith("odd: not trained: no data at")
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {"good", "last"}
+    # What is finished is left out the next time, as long as it is the same.
+    before = (tmp_path / "all" / "good" / store.WEIGHTS).stat().st_mtime_ns
+    again = train_many({**data, "odd": good}, tmp_path / "all", where, together=3, resume=True, **QUICK)
+    assert set(again) == {"good", "odd", "last"}
+    assert again["good"].metrics == results["good"].metrics
+    assert (tmp_path / "all" / "good" / store.WEIGHTS).stat().st_mtime_ns == before
+    changed = train_many({"good": good}, tmp_path / "all", where, resume=True, **{**QUICK, "epochs": 1})
+    assert changed["good"].metrics["run"]["steps"] < results["good"].metrics["run"]["steps"]
+    assert not (tmp_path / "all.training").exists()
 
 
 class Kill(TrainerCallback):
-    """Strikes after the first evaluation's checkpoint."""
+    """Strikes after so many evaluations of all tasks."""
+
+    def __init__(self, after: list[int]) -> None:
+        self.after = after
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        raise KeyboardInterrupt
+        self.after[0] -= 1
+        if self.after[0] == 0:
+            raise KeyboardInterrupt
 
 
-def test_a_killed_run_goes_on(
-    tiny_bert: Path,
-    library: Path,  # noqa: F811
-    folders: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from attentune.training import many
+def test_a_killed_run_goes_on(quiet: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import attentune.training.train as module
 
-    data = {kind: {"train": rows_of(kind, 24), "validation": rows_of(kind, 6)} for kind in KINDS}
-    options: dict[str, Any] = {**QUICK, "attention_learning_rate": 0.05, "library": library}
-    build = many.build_mixed_trainer
+    data = {name: data_of("classification", 8 + 8 * i, i) for i, name in enumerate(("a", "b", "c"))}
+    options: dict[str, Any] = {**undropped("pasta"), "epochs": 3, "together": 2}
+    whole = train_many(data, tmp_path / "whole", str(quiet["bert"]), **options)
+    build, left = module.build_trainer, [6]
 
-    def deadly(*args: Any) -> Any:
-        trainer = build(*args)
-        trainer.add_callback(Kill())
+    def deadly(**given: Any) -> Any:
+        trainer = build(**given)
+        trainer.add_callback(Kill(left))
         return trainer
 
-    monkeypatch.setattr(many, "build_mixed_trainer", deadly)
+    monkeypatch.setattr(module, "build_trainer", deadly)
     with pytest.raises(KeyboardInterrupt):
-        train_many(data, tmp_path / "all", str(tiny_bert), **options)
-    checkpoint = next((tmp_path / "all.training").glob("checkpoint-*"))
-    assert not any("backbone.encoder" in key for key in load_file(checkpoint / "model.safetensors"))
+        train_many(data, tmp_path / "all", str(quiet["bert"]), **options)
+    found = {path.name for path in (tmp_path / "all").iterdir()}
+    assert "a" in found  # finished
+    assert any(name.endswith(".training") for name in found)
     monkeypatch.undo()
-    results = train_many(data, tmp_path / "all", str(tiny_bert), resume=True, **options)
-    for name, folder in folders.items():
-        for key, value in load_file(folder / store.WEIGHTS).items():
-            assert torch.equal(value, load_file(results[name].folder / store.WEIGHTS)[key]), key
+    results = train_many(data, tmp_path / "all", str(quiet["bert"]), resume=True, **options)
+    for name, one in whole.items():
+        same(results[name].folder, one.folder)
+    assert {path.name for path in (tmp_path / "all").iterdir()} == set(data)
 
 
-def test_what_cannot_be_trained_together(tiny_bert: Path, tmp_path: Path) -> None:
-    rows = rows_of("classification")
-    where = str(tiny_bert)
-    with pytest.raises(UnsupportedError, match=r"pasta has nothing that tasks could share.*attempt has"):
-        train_many({"a": rows}, tmp_path / "all", where, method="pasta")
+def test_refusals(quiet: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, where = rows_of("classification"), str(quiet["bert"])
+    output = tmp_path / "all"
     with pytest.raises(ConfigError, match="no task given"):
-        train_many({}, tmp_path / "all", where)
-    for name in ("../a", "", ".a", "a/b"):
-        with pytest.raises(ConfigError, match="a task's name is that of its folder"):
-            train_many({name: rows}, tmp_path / "all", where)
-    written = [{"source": f"the film {i}", "target": f"good {i}"} for i in range(8)]
-    kind: dict[str, Any] = {"task.kind": "generation"}
-    with pytest.raises(UnsupportedError, match="'b' writes texts"):
-        train_many({"b": written}, tmp_path / "all", where, **kind)
+        train_many({}, output, where)
+    with pytest.raises(ConfigError, match=r"a task's name is that of its folder, found '\.\./a'"):
+        train_many({"../a": rows}, output, where)
+    with pytest.raises(ConfigError, match="at least one task is trained at a time, found together=0"):
+        train_many({"a": rows}, output, where, together=0)
+    with pytest.raises(ConfigError, match="needs a name, one of tiny_attention"):
+        train_many({"a": rows, "b": rows}, output, where, method="lora")
+    with pytest.raises(AttentuneError, match=r"reporting to wandb|wandb follows one run of a process"):
+        train_many({"a": rows}, output, where, report_to=["wandb"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UnsupportedError, match="do so in one process"):
+        train_many({"a": rows}, output, where)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_task_alone_is_a_task_too(tiny_bert: Path, tmp_path: Path) -> None:
-    """The folders are of the same make as those of `train`."""
-    options: dict[str, Any] = {**QUICK, "sources": 2, "train_sources": True}
-    results = train_many({"tone": rows_of("classification")}, tmp_path / "all", str(tiny_bert), **options)
-    alone = train(rows_of("classification"), "attempt", tmp_path / "one", str(tiny_bert), **options)
-    mine, theirs = (load_file(folder / store.WEIGHTS) for folder in (results["tone"].folder, alone.folder))
-    assert {key: value.shape for key, value in mine.items()} == {key: value.shape for key, value in theirs.items()}
-    configs = [json.loads((r.folder / store.CONFIG).read_text()) for r in (results["tone"], alone)]
-    assert configs[0] == configs[1]
+def test_lanes_take_turns() -> None:
+    heard: list[str] = []
+
+    def count(name: str, times: int, ask: Any) -> None:
+        for i in range(times):
+            heard.append(f"{name}{ask(i)}")
+
+    a, b = Lane[int, int](lambda ask: count("a", 2, ask)), Lane[int, int](lambda ask: count("b", 1, ask))
+    assert [a.start(), b.start()] == [0, 0]
+    assert [a.answer(10), b.answer(20), a.answer(30)] == [1, None, None]
+    assert heard == ["a10", "b20", "a30"]
+
+
+def test_a_lane_that_fails_or_is_stopped() -> None:
+    ended: list[str] = []
+
+    def wait(ask: Any) -> None:
+        try:
+            ask("x")
+        except Stopped:
+            ended.append("stopped")
+            raise
+
+    def fail(ask: Any) -> None:
+        ask("x")
+        raise ValueError("broken")
+
+    waiting, failing = Lane[str, int](wait), Lane[str, int](fail)
+    assert waiting.start() == failing.start() == "x"
+    with pytest.raises(ValueError, match="broken"):
+        failing.answer(1)
+    waiting.stop()
+    assert ended == ["stopped"]

@@ -19,7 +19,7 @@ from attentune.errors import AttentuneError, ConfigError, StoreError, Unsupporte
 from attentune.method import Frame
 from attentune.methods.attempt import ATTENTION_TENSORS, AttemptConfig, edit_prompt
 from attentune.training.adapted import adapt
-from attentune.training.loop import optimiser
+from attentune.training.optimiser import optimiser
 from attentune.training.recipe import read_recipe, recipe_of
 from attentune.training.seeds import train_seeds
 from attentune.training.sources.edit import with_sources

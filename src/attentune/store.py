@@ -27,7 +27,7 @@ from torch import Tensor
 
 from attentune.backbones import same_backbone
 from attentune.card import TaskCard, model_card
-from attentune.errors import StoreError
+from attentune.errors import ConfigError, StoreError
 from attentune.method import METHODS
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "task.json"
@@ -130,6 +130,18 @@ def check_writable(folder: str | Path) -> Path:
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file()):
         raise StoreError(f"{folder} exists and is no adapter folder; name another one")
     return target
+
+
+def place_of(home: Path, name: str) -> Path:
+    """The place of a task's new adapter folder among others in `home`.
+
+    Raises:
+        ConfigError: the name is not that of a folder.
+        StoreError: as `check_writable`.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"a task's name is that of its folder, found {name!r}")
+    return check_writable(home / name)
 
 
 def read(folder: str | Path) -> Stored:

@@ -23,7 +23,7 @@ from attentune.evaluation.metrics import Scores
 from attentune.evaluation.probabilities import softmax
 from attentune.tasks.passages import Candidates, Offset, Windows, candidates, tokens_of
 from attentune.tasks.sources import Row
-from attentune.tasks.task import IGNORED, Answer, Features, Head, Inputs, Logits, Task, padded
+from attentune.tasks.task import IGNORED, Answer, Features, Head, Inputs, Logits, Task, full, padded
 
 START, END = 1, 2
 """Bits of a target: the first token of the answer, its last one; 0 marks a token that merely competes."""
@@ -143,7 +143,7 @@ class QuestionAnswering(Task):
         Each softmax is over all competing places of the row. Right are the places of the answer in every window that
         holds it whole; a row whose answer no window holds teaches nothing (0).
         """
-        z = logits.float()
+        z = full(logits)
         least = torch.finfo(z.dtype).min
         each: list[Tensor] = []
         for output, bit in enumerate((START, END)):

@@ -19,7 +19,7 @@ from attentune.evaluation import conformal, metrics
 from attentune.evaluation.metrics import Scores
 from attentune.evaluation.probabilities import softmax
 from attentune.tasks.sources import Row
-from attentune.tasks.task import Answer, Events, Features, Inputs, Logits, Task, WithSets, were_cut
+from attentune.tasks.task import Answer, Events, Features, Inputs, Logits, Task, WithSets, full, were_cut
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class MultipleChoice(Task, WithSets):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy over the choices of each row: logits [B,N,1], targets [B] -> [B]."""
-        return F.cross_entropy(logits.float().squeeze(-1), targets, reduction="none")
+        return F.cross_entropy(full(logits).squeeze(-1), targets, reduction="none")
 
     def decode(self, logits: Sequence[Logits], features: Sequence[Features], temperature: float = 1.0) -> list[Answer]:
         """Logits [N,1] a row -> answers."""

@@ -15,7 +15,7 @@ from attentune.evaluation import conformal, metrics
 from attentune.evaluation.metrics import Scores
 from attentune.evaluation.probabilities import sigmoid, softmax
 from attentune.tasks.sources import Row
-from attentune.tasks.task import Answer, Events, Features, Logits, Task, WithSets, were_cut
+from attentune.tasks.task import Answer, Events, Features, Logits, Task, WithSets, full, were_cut
 
 
 class TextTask(Task, WithSets):
@@ -89,7 +89,7 @@ class Classification(TextTask):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy: logits [B,C], targets [B] -> [B]."""
-        return F.cross_entropy(logits.float(), targets, reduction="none")
+        return F.cross_entropy(full(logits), targets, reduction="none")
 
     def decode(self, logits: Sequence[Logits], features: Sequence[Features], temperature: float = 1.0) -> list[Answer]:
         """Logits [C] a row -> answers."""
@@ -149,7 +149,8 @@ class MultiLabel(TextTask):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy: logits [B,C], targets [B,C] -> [B], the mean over classes."""
-        return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").mean(-1)
+        z = full(logits)
+        return F.binary_cross_entropy_with_logits(z, targets.to(z.dtype), reduction="none").mean(-1)
 
     def decode(self, logits: Sequence[Logits], features: Sequence[Features], temperature: float = 1.0) -> list[Answer]:
         """Logits [C] a row -> answers."""
@@ -229,7 +230,7 @@ class Regression(TextTask):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Squared error in standard units: logits [B,1], targets [B] -> [B]."""
-        return (logits.float().squeeze(-1) - targets) ** 2
+        return (full(logits).squeeze(-1) - targets) ** 2
 
     def decode(self, logits: Sequence[Logits], features: Sequence[Features], temperature: float = 1.0) -> list[Answer]:
         """Logits [1] a row -> answers; a number has no temperature."""

@@ -17,7 +17,7 @@ from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.evaluation import metrics
 from attentune.evaluation.metrics import Scores
 from attentune.tasks.sources import Row
-from attentune.tasks.task import IGNORED, Answer, Features, Head, Inputs, Task, padded
+from attentune.tasks.task import IGNORED, Answer, Features, Head, Inputs, Task, full, padded
 
 TEXT = "{text}"
 
@@ -108,7 +108,7 @@ class Generation(Task):
         """Cross-entropy: logits [B,T,V], targets [B,T] -> [B], the mean over the tokens of a row's answer."""
         if self.decoder_only:
             logits, targets = logits[:, :-1], targets[:, 1:]
-        each = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
+        each = F.cross_entropy(full(logits).transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
         return each.sum(-1) / (targets != IGNORED).sum(-1).clamp(min=1)
 
     def decode(self, logits: Sequence[Any], features: Sequence[Features], temperature: float = 1.0) -> list[Answer]:

@@ -63,6 +63,31 @@ def read(source: Source) -> dict[str, Raw]:
     return raw
 
 
+def sets_of(folder: str | Path) -> dict[str, Path]:
+    """The data sets of a folder, by name: each sub-folder, and each data file, is one.
+
+    Raises:
+        DataError: no such folder; it is a data set itself, or holds none; or two have one name.
+    """
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise DataError(f"no folder of data sets at {folder}; wanted a folder in which each file or folder is one")
+    inside = sorted(path for path in place.iterdir() if not path.name.startswith("."))
+    found: dict[str, Path] = {}
+    for path in inside:
+        if not path.is_dir() and not _format(path):
+            continue
+        name = path.name if path.is_dir() else path.name.split(".")[0]
+        if path.is_file() and any(name.lower() in aliases for aliases in SPLITS.values()):
+            raise DataError(f"{folder} is one data set, for it holds {path.name}; wanted a folder of data sets")
+        if name in found:
+            raise DataError(f"{folder} holds {found[name].name} and {path.name}; give each data set its own name")
+        found[name] = path
+    if not found:
+        raise DataError(f"{folder} holds no data set: no folder and no file ({', '.join(FORMATS)}, also .gz)")
+    return found
+
+
 def _read_name(source: str | Path) -> dict[str, Raw]:
     kind, _, task = str(source).partition(":")
     path = demo.path(task, "train").parent if kind == "demo" else Path(source).expanduser()

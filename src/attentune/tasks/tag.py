@@ -21,7 +21,7 @@ from attentune.evaluation import metrics
 from attentune.evaluation.metrics import Scores
 from attentune.evaluation.probabilities import softmax
 from attentune.tasks.sources import Row
-from attentune.tasks.task import IGNORED, Answer, Events, Features, Head, Inputs, Logits, Task, Word, padded
+from attentune.tasks.task import IGNORED, Answer, Events, Features, Head, Inputs, Logits, Task, Word, full, padded
 
 WORD = re.compile(r"(?:[^\W\d_]\.){2,}|\w+(?:[-.,:'’&@/]\w+)*|\S")
 """A word of plain text: an abbreviation with dots, letters and digits with inner marks, or one other sign."""
@@ -79,7 +79,7 @@ class Tagging(Task):
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy: logits [B,T,C], targets [B,T] -> [B], the mean over a row's words (0 without words)."""
-        each = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
+        each = F.cross_entropy(full(logits).transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
         return each.sum(-1) / (targets != IGNORED).sum(-1).clamp(min=1)
 
     def decode(self, logits: Sequence[Logits], features: Sequence[Features], temperature: float = 1.0) -> list[Answer]:

@@ -183,7 +183,7 @@ def pad_inputs(sequences: Sequence[Inputs], tokenizer: PreTrainedTokenizerBase) 
     """Sequences -> one batch [S,T] of every input, padded at the right whatever side the tokenizer prefers."""
     length = max(len(sequence["input_ids"]) for sequence in sequences)
     return {
-        name: torch.tensor([padded(s[name], length, _padding(name, tokenizer)) for s in sequences])
+        name: torch.tensor([padded(s[name], length, padding(name, tokenizer)) for s in sequences])
         for name in sequences[0]
     }
 
@@ -202,12 +202,25 @@ def pack(logits: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
     return pad_sequence(parts, batch_first=True, padding_value=torch.finfo(logits.dtype).min)
 
 
+def own_logits(task: Task, logits: Tensor, length: int) -> Tensor:
+    """Logits [S,C'] or [S,T',C'] of a task's rows in a mixed batch -> as if alone: [S,C] or [S,T,C]."""
+    if logits.dim() == 3:
+        logits = logits[:, :length] if task.head == "token" else logits[:, 0]
+    return logits[..., : task.num_outputs]
+
+
+def full(logits: Tensor) -> Tensor:
+    """In at least float32, in which losses are computed."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def padded(values: Sequence[int], length: int, value: int) -> list[int]:
     """The values filled up to `length` at the right."""
     return [*values, *[value] * (length - len(values))]
 
 
-def _padding(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+def padding(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """What an input is filled up with."""
     if name == "input_ids":
         if not isinstance(tokenizer.pad_token_id, int):
             raise ConfigError("the tokenizer has no padding token, which batches of texts need")

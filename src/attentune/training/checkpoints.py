@@ -51,3 +51,29 @@ class Checkpoints:
     def remove(self) -> None:
         """The run is over, or a new one begins."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Finished:
+    """`<output>.training`: which of many tasks a killed run had finished, and as what."""
+
+    def __init__(self, output: Path, resume: bool) -> None:
+        self.folder = output.with_name(f"{output.name}.training")
+        if not resume:
+            self.remove()
+
+    def has(self, name: str, identity: Any) -> bool:
+        """Whether the task is finished, with the same settings and data."""
+        mark = self._mark(name)
+        return mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == digest(identity)
+
+    def add(self, name: str, identity: Any) -> None:
+        """The task's folder is written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._mark(name).write_text(json.dumps(digest(identity)), encoding="utf-8")
+
+    def remove(self) -> None:
+        """All are finished, or all begin anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _mark(self, name: str) -> Path:
+        return self.folder / f"{name}.json"

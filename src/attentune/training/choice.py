@@ -11,6 +11,7 @@ from attentune.backbones import MINILM, hub_id
 from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.tasks import Data, Task, load_data, task_of
 from attentune.tasks.classify import Classification
+from attentune.tasks.draw import few
 from attentune.tasks.generate import Generation
 from attentune.tasks.sources import Source
 from attentune.tasks.verbalise import cloze_of
@@ -68,6 +69,11 @@ def choose(
         wanted = wanted.override({"task.template": "auto"})
     fixed = {*(first.options if recipe is not None else ()), *(key.removeprefix("method.") for key in changes)}
     return rows, name_sources(wanted, library, fixed)
+
+
+def drawn(rows: Data, shots: int | None, seed: int) -> Data:
+    """The few rows that the recipe asks for, or all."""
+    return rows if shots is None else few(rows, shots, seed)
 
 
 def learned_task(rows: Data, options: TaskOptions, base: PreTrainedModel) -> Task:

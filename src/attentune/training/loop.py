@@ -1,14 +1,13 @@
 """The Trainer of a task: arguments, optimiser, loss, scores while training, and its checkpoints."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -18,31 +17,18 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from attentune.batches import in_batches, logits_by_row
-from attentune.errors import ConfigError
 from attentune.evaluation.metrics import Scores
 from attentune.tasks import Features, Task
 from attentune.tasks.generate import Generation
 from attentune.tasks.sources import Row
 from attentune.tasks.task import Logits, collate, pack
+from attentune.training.optimiser import optimiser
+from attentune.training.order import ByLength, Examples, by_length
 from attentune.training.recipe import TrainingOptions
 from attentune.training.trackers import RunLog, check_trackers
 from attentune.writing import Writes, write
-
-
-class Examples(Dataset[Features]):
-    """Features as the Trainer wants them."""
-
-    def __init__(self, features: Sequence[Features]) -> None:
-        self.features = features
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, index: int) -> Features:
-        return self.features[index]
 
 
 class Reporter(TrainerCallback):
@@ -117,29 +103,26 @@ def _checkpointing(on: bool) -> dict[str, Any]:
     return {name: on, f"{name}_kwargs": {"use_reentrant": False}}
 
 
-class ByLength(Sampler[int]):
-    """Rows in an order where neighbours are of like length, another one each epoch.
-
-    On a CPU padding is what training waits for. Drawn from seed and epoch alone, so that a resumed run sees the same.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        draw = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=draw))
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
-        self.epoch = epoch
-
-
 Write = Callable[[Sequence[Features]], list[str]]
 """Write a text for each row."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one task brings to a step that several tasks take together."""
+
+    trainer: "TaskTrainer"
+    inputs: dict[str, Tensor]
+    """Its next batch, as `tasks.task.collate` made it, on the device."""
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Its rows' logits -> its loss, divided as its own step would."""
+        loss = self.trainer.loss_of(logits, self.inputs)
+        return loss / self.trainer.current_gradient_accumulation_steps
+
+
+JointStep = Callable[[Share], Tensor]
+"""Takes a task's batch, puts the gradients on its parameters, and gives back its loss."""
 
 
 class TaskTrainer(Trainer):
@@ -149,25 +132,43 @@ class TaskTrainer(Trainer):
     """Our loss is the mean of one batch; the Trainer divides it by the batches that make a step."""
 
     def __init__(
-        self, task: Task, validation: tuple[Sequence[Features], Sequence[Row]], write: Write | None, **given: Any
+        self,
+        task: Task,
+        validation: tuple[Sequence[Features], Sequence[Row]],
+        write: Write | None,
+        step: JointStep | None,
+        **given: Any,
     ) -> None:
-        self.task, self.validation, self.write = task, validation, write
+        self.task, self.validation, self.write, self.step = task, validation, write, step
         super().__init__(**given)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean over rows; with `return_outputs` also the logits, a row each."""
-        inputs = dict(inputs)
-        labels, rows = inputs.pop("labels"), inputs.pop("rows", None)
-        if self.task.head == "language":
-            # The model shifts them into what its decoder reads; ATTEMPT learns from them which tokens are the answer.
-            inputs["labels"] = labels
-        logits: Tensor = model(**inputs).logits
+        labels = {"labels": inputs["labels"]} if self.task.head == "language" else {}
+        # The model shifts them into what its decoder reads; ATTEMPT learns from them which tokens are the answer.
+        logits: Tensor = model(**model_inputs(inputs), **labels).logits
+        loss = self.loss_of(logits, inputs)
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def loss_of(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The mean over rows of a batch."""
+        rows = inputs.get("rows")
         if rows is not None:
             logits = pack(logits, inputs["attention_mask"], rows)
-        loss = self.task.loss(logits, labels).mean()
-        return (loss, {"logits": logits}) if return_outputs else loss
+        return self.task.loss(logits, inputs["labels"]).mean()
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """A forward and a backward: its own, or its share of those that several tasks take together."""
+        if self.step is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        # accelerate keeps this for the whole process, and the other tasks' Trainers run meanwhile.
+        state = self.accelerator.gradient_state
+        syncs = state.sync_gradients
+        loss = self.step(Share(self, cast("Any", self._prepare_inputs(inputs))))
+        state._set_sync_gradients(syncs)  # pyright: ignore[reportPrivateUsage]
+        return loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """With the scores of written texts too, where one of them chooses the epoch."""
@@ -184,6 +185,11 @@ class TaskTrainer(Trainer):
         return ByLength([len(f) for f in examples.features], self.args.train_batch_size, self.args.seed)
 
 
+def model_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the model reads of a batch."""
+    return {name: value for name, value in inputs.items() if name not in ("labels", "rows")}
+
+
 def build_trainer(
     *,
     model: nn.Module,
@@ -195,9 +201,10 @@ def build_trainer(
     training: TrainingOptions,
     report: Callable[[str], None],
     attention: Sequence[str] = (),
+    step: JointStep | None = None,
 ) -> TaskTrainer:
     """A Trainer that learns the task and scores it on the validation rows after each epoch."""
-    order = _by_length(validation[0])
+    order = by_length(validation[0])
     features, rows = [validation[0][i] for i in order], [validation[1][i] for i in order]
 
     def scores(prediction: EvalPrediction) -> Scores:
@@ -213,6 +220,7 @@ def build_trainer(
         task,
         (features, rows),
         write_all if writes else None,
+        step,
         model=cast("Any", model),
         args=args,
         data_collator=lambda batch: collate(task, batch, tokenizer),
@@ -232,36 +240,13 @@ def build_trainer(
     return trainer
 
 
-def optimiser(model: nn.Module, training: TrainingOptions, attention: Sequence[str] = ()) -> torch.optim.Optimizer:
-    """AdamW with a rate for the method's tensors, one for the head, and one for the tensors named in `attention`.
-
-    Raises:
-        ConfigError: a rate for the attention of a method that has none.
-    """
-    if training.attention_learning_rate is not None and not attention:
-        raise ConfigError("attention_learning_rate was given, and this method has no attention over prompts")
-    rates = {
-        "method": training.learning_rate,
-        "head": training.head_learning_rate or training.learning_rate,
-        "attention": training.attention_learning_rate or training.learning_rate,
-    }
-    groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parts = set(name.split("."))
-            group = "head" if "heads" in parts else "method" if parts.isdisjoint(attention) else "attention"
-            groups[group].append(parameter)
-    listed = [{"params": groups[name], "lr": rate} for name, rate in rates.items() if groups[name]]
-    return torch.optim.AdamW(listed, weight_decay=training.weight_decay)
-
-
 def logits_of(trainer: TaskTrainer, task: Task, features: Sequence[Features]) -> list[Logits]:
     """The logits of each row with the model as it is, on every process; the text, for a task that writes."""
     if not features:
         return []
     if trainer.write is not None:
         return cast("list[Logits]", trainer.write(features))
-    order = _by_length(features)
+    order = by_length(features)
     ordered = [features[i] for i in order]
     trainer.compute_metrics = None
     found = cast("Any", trainer.predict(cast("Any", Examples(ordered))).predictions)
@@ -288,8 +273,3 @@ def written(
         )
     finally:
         model.train(training)
-
-
-def _by_length(features: Sequence[Features]) -> list[int]:
-    """An order with rows of like length next to each other: scores do not depend on it, padding does."""
-    return sorted(range(len(features)), key=lambda i: -len(features[i]))

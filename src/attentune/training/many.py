@@ -1,49 +1,51 @@
-"""Many tasks, one attention: data of each in, an adapter folder of each out, trained in mixed batches.
+"""Many tasks at once: each trained as `train` trains it, with the steps of several taken together.
 
-A method says which of its tensors tasks can have in common (`Method.shared`; of ATTEMPT the attention and the source
-prompts). Each task keeps the rest, its own prompt and head, to itself. Every folder is whole: it works alone, and
-beside the others in a mixed batch, with the same answers.
+A task has its own rows and their order, optimiser, schedule, clipping, best epoch, early stopping, checkpoints and
+folder; only the forward and the backward are one for all tasks in flight (`meeting`). So each comes out as if it had
+been trained alone. With `share_attention` the tasks learn one attention over prompts instead (`shared`).
 """
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from attentune import store
-from attentune.backbones import fingerprint, hub_id, load_backbone, load_tokenizer, revision
-from attentune.card import Backbone, TaskCard
-from attentune.confidence import check_scope
-from attentune.errors import ConfigError, UnsupportedError
-from attentune.methods import METHODS
-from attentune.model import TaskModel
-from attentune.tasks import Data, Task
-from attentune.tasks.draw import few
+from attentune.errors import AttentuneError, ConfigError, UnsupportedError
+from attentune.tasks import Data
 from attentune.tasks.sources import Source
-from attentune.training import trackers
-from attentune.training.adapted import beside, config_of
-from attentune.training.baseline import baseline
-from attentune.training.checkpoints import Checkpoints
-from attentune.training.choice import backbone_of, choose, learned_task, phrased
-from attentune.training.loop import arguments
+from attentune.training.checkpoints import Finished
+from attentune.training.choice import backbone_of, choose, drawn
+from attentune.training.ground import Ground, ground_of
+from attentune.training.lanes import Lane
+from attentune.training.loop import JointStep, Share
+from attentune.training.meeting import Meeting
 from attentune.training.recipe import Recipe
-from attentune.training.sources.mixture import mean_attention, put_sources, take_sources
-from attentune.training.together import MEAN, MixedTrainer, OneOf, Part, build_mixed_trainer, share
-from attentune.training.train import Report, Result, certified, encode_splits, measured, told
-from attentune.vocabulary import VocabularyHead
+from attentune.training.shared import train_shared
+from attentune.training.train import Report, Result, identity_of, learn
+
+TOGETHER = 8
+"""Tasks in flight at once, unless told otherwise."""
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What one of the tasks learns, by which recipe, and where it will lie."""
+class Results(dict[str, Result]):
+    """What training made, by task; `failed`: of the others, what went wrong."""
 
-    rows: Data
-    recipe: Recipe
-    target: Path
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed: dict[str, Exception] = {}
+
+    def ordered(self, names: Iterable[str]) -> "Results":
+        """The same, in this order."""
+        found = Results()
+        found.update((name, self[name]) for name in names if name in self)
+        found.failed = self.failed
+        return found
 
 
 def train_many(
@@ -54,178 +56,157 @@ def train_many(
     *,
     method: str | None = None,
     library: str | Path | None = None,
+    together: int | None = None,
+    share_attention: bool = False,
     resume: bool = False,
     report: Report = lambda line: None,
     **overrides: Any,
-) -> dict[str, Result]:
-    """Train adapters for several tasks at once, `{name: data}`, and write `output/name` for each.
+) -> Results:
+    """Train adapters for many tasks, `{name: data}`, and write `output/name` for each, as `train` would.
 
-    One recipe serves all: the one given, else that of the package for the first task's kind. What is learned from which
-    columns is guessed from each task's data. The epoch with the best mean of main scores is kept.
+    Each step is taken by up to `together` tasks (8) at once; the next task begins when one is done. The recipe is the
+    one given, else for each task that of the package for its kind and the method. A task that fails is in `failed` of
+    the results, and the others go on. `resume` leaves out what is finished, and goes on with the rest from their last
+    checkpoints.
+
+    With `share_attention` all are learned at once under one attention over prompts (ATTEMPT), with one recipe and one
+    best epoch.
 
     Raises:
-        UnsupportedError: the method shares nothing between tasks, or a task writes texts.
-        AttentuneError: else as `train` does.
+        ConfigError: no task, a name that no folder can have, or `together` below 1.
+        UnsupportedError: it runs in several processes; or, with `share_attention`, the method shares nothing, or a task
+            writes texts.
+        AttentuneError: else as `train` does, where no task could be trained.
     """
-    chosen = _choose(data, Path(output), method, recipe, overrides, library)
-    first = next(iter(chosen.values())).recipe
-    backbone, first = backbone_of(first, backbone)
-    for name, one in chosen.items():
-        for note in one.rows.notes:
-            report(f"{name}: {note}")
-    set_seed(first.training.seed)
-    base = load_backbone(backbone)
-    tokenizer = load_tokenizer(backbone, base)
-    origin = Backbone(hub_id(backbone), fingerprint(base), revision(base))
-    sources = take_sources(first, library, origin)
-    learned, vocabulary, notes = _learned(chosen, backbone, base, tokenizer)
-    for note in notes.values():
-        report(note)
-    model = _model(base, vocabulary, tokenizer, learned, chosen, sources)
-    parts = _parts(model, learned, chosen, origin, tokenizer)
-    checkpoints = Checkpoints(
-        Path(output).expanduser().absolute(),
-        identity=[origin.fingerprint, {name: [one.recipe.to_toml(), one.rows.train] for name, one in chosen.items()}],
-    )
-    begin = time.perf_counter()
-    trainer = build_mixed_trainer(
-        model,
-        parts,
-        tokenizer,
-        arguments(checkpoints.folder, first.training, MEAN, Path(output).name),
-        first.training,
-        report,
-        METHODS[first.method].attention,
-    )
-    trackers.attach(trainer, Path(output))
-    done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
-    results: dict[str, Result] = {}
-    if trainer.is_world_process_zero():
-        run = {"steps": done.global_step, "seconds": round(time.perf_counter() - begin, 1), "together": list(parts)}
-        log = (checkpoints.folder / store.LOG).read_text(encoding="utf-8")
-        results = {name: _write(trainer, name, one, notes.get(name), run, log, report) for name, one in chosen.items()}
-        checkpoints.remove()
-    trackers.detach(trainer)
-    trainer.accelerator.wait_for_everyone()
-    return results
-
-
-def _choose(
-    data: Mapping[str, Source | Data],
-    output: Path,
-    method: str | None,
-    recipe: str | Path | Recipe | None,
-    overrides: Mapping[str, Any],
-    library: str | Path | None,
-) -> dict[str, Chosen]:
-    """Rows and recipe of every task; the method, its options and the training are the same for all."""
     if not data:
         raise ConfigError("no task given; wanted {name: data}")
-    chosen: dict[str, Chosen] = {}
-    shared: Recipe | None = None
-    for name, source in data.items():
-        if not name or Path(name).name != name or name.startswith("."):
-            raise ConfigError(f"a task's name is that of its folder, found {name!r}")
-        target = store.check_writable(output / name)
-        if shared is None:
-            rows, own = choose(source, method or (None if recipe else "attempt"), recipe, overrides, library)
-            open_task = replace(own.task, kind=None, text=[], label=None, metric=None, data=None, out_of_scope=None)
-            shared = replace(own, task=open_task)
-            _check_shares(own.method)
-        else:
-            rows, own = choose(source, None, shared, {}, library)
-        if rows.kind == "generation":
-            raise UnsupportedError(f"{name!r} writes texts; tasks trained together have heads of their own")
-        if own.task.shots is not None:
-            rows = few(rows, own.task.shots, own.training.seed)
-        chosen[name] = Chosen(rows, replace(own, task=replace(own.task, kind=rows.kind)), target)
-    return chosen
+    if share_attention:
+        if together is not None:
+            raise ConfigError("with one attention all tasks are learned at once; drop `together`")
+        given: dict[str, Any] = {"method": method, "library": library, "resume": resume, "report": report}
+        results = Results()
+        results.update(train_shared(data, output, backbone, recipe, **given, **overrides))
+        return results
+    if together is not None and together < 1:
+        raise ConfigError(f"at least one task is trained at a time, found together={together}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UnsupportedError("tasks that take their steps together do so in one process; give each process its own")
+    home = Path(output).expanduser().absolute()
+    targets = {name: store.place_of(home, name) for name in data}
+    finished = Finished(home, resume)
+
+    def choose_one(name: str) -> tuple[Data, Recipe]:
+        rows, chosen = choose(data[name], method, recipe, overrides, library)
+        return drawn(rows, chosen.task.shots, chosen.training.seed), chosen
+
+    crew = _Crew(choose_one, targets, backbone, library, finished, resume, report)
+    results = crew.run(together or TOGETHER)
+    if not results:
+        raise next(iter(results.failed.values()))
+    if not results.failed:
+        finished.remove()
+    return results.ordered(data)
 
 
-def _check_shares(method: str) -> None:
-    if not METHODS[method].shared:
-        able = ", ".join(name for name, one in METHODS.items() if one.shared)
-        raise UnsupportedError(f"{method} has nothing that tasks could share, train each by itself; {able} has")
+@dataclass
+class _Crew:
+    """Tasks in flight: each in a lane of its own, which stands still at every step until all have come there."""
+
+    choose: Callable[[str], tuple[Data, Recipe]]
+    targets: Mapping[str, Path]
+    backbone: str | None
+    library: str | Path | None
+    finished: Finished
+    resume: bool
+    report: Report
+    results: Results = field(default_factory=Results)
+    meeting: Meeting | None = None
+    _grounds: dict[bool, Ground] = field(default_factory=dict[bool, Ground])
+    _lanes: dict[str, Lane[Share, Tensor]] = field(default_factory=dict[str, Lane[Share, Tensor]])
+    _shares: dict[str, Share] = field(default_factory=dict[str, Share])
+
+    def run(self, together: int) -> Results:
+        """Train all, so many at a time."""
+        waiting = deque(self.targets)
+        try:
+            while waiting or self._lanes:
+                while waiting and len(self._lanes) < together:
+                    name = waiting.popleft()
+                    lane = self._lanes[name] = Lane(partial(self._train, name))
+                    self._go_on(name, lane.start)
+                self._step()
+        finally:
+            for lane in self._lanes.values():
+                lane.stop()
+        return self.results
+
+    def _step(self) -> None:
+        shares = dict(self._shares)
+        if self.meeting is None or not shares:
+            return
+        losses = self.meeting.step(list(shares.values()))
+        for name, loss in zip(shares, losses, strict=True):
+            self._go_on(name, partial(self._lanes[name].answer, loss))
+
+    def _go_on(self, name: str, until: Callable[[], Share | None]) -> None:
+        """Let one task run to its next step, or to its end."""
+        share: Share | None = None
+        try:
+            share = until()
+        except Exception as error:
+            self.results.failed[name] = error
+            kind = "" if isinstance(error, AttentuneError) else f"{type(error).__name__}: "
+            self.report(f"{name}: not trained: {kind}{error}")
+        finally:
+            last = self._shares.pop(name, None)
+            if share is not None:
+                self._shares[name] = share
+            else:
+                del self._lanes[name]
+                if last is not None and self.meeting is not None:
+                    self.meeting.leave(last.trainer)
+
+    def _train(self, name: str, step: JointStep) -> None:
+        """One task from its data to its folder; texts are written, and so learned, by each such task alone."""
+        rows, chosen = self.choose(name)
+        _check_trackers(chosen.training.report_to)
+        writes = rows.kind == "generation"
+        ground, chosen = self._stand(chosen, writes)
+        identity = identity_of(rows, chosen, ground)
+        if self.finished.has(name, identity):
+            done = store.read(self.targets[name])
+            self.results[name] = Result(done.folder, done.card, done.metrics, rows.notes)
+            return
+
+        def tell(line: str) -> None:
+            self.report(f"{name}: {line}")
+
+        for note in rows.notes:
+            tell(note)
+        self.results[name] = learn(
+            rows,
+            chosen,
+            self.targets[name],
+            ground.twin(),
+            library=self.library,
+            resume=self.resume,
+            report=tell,
+            step=None if writes else step,
+        )
+        self.finished.add(name, identity)
+
+    def _stand(self, chosen: Recipe, writes: bool) -> tuple[Ground, Recipe]:
+        """The backbone of all tasks, loaded once (and once more with its language head for those that write)."""
+        name, chosen = backbone_of(chosen, self.backbone)
+        self.backbone = name
+        if writes not in self._grounds:
+            self._grounds[writes] = ground_of(name, writes)
+        if self.meeting is None and not writes:
+            self.meeting = Meeting(self._grounds[writes])
+        return self._grounds[writes], chosen
 
 
-def _learned(
-    chosen: Mapping[str, Chosen], backbone: str, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, Task], VocabularyHead | None, dict[str, str]]:
-    """The task of each, the head that scores words where one needs it, and what is to be told of each."""
-    learned: dict[str, Task] = {}
-    notes: dict[str, str] = {}
-    vocabulary: VocabularyHead | None = None
-    for name, one in chosen.items():
-        made = learned_task(one.rows, one.recipe.task, base)
-        learned[name], head, note = phrased(made, one.recipe.task, backbone, base, tokenizer)
-        check_scope(learned[name], one.recipe.task.false_alarms)
-        vocabulary = vocabulary or head
-        if note:
-            notes[name] = f"{name}: {note}"
-    return learned, vocabulary, notes
-
-
-def _model(
-    base: PreTrainedModel,
-    vocabulary: VocabularyHead | None,
-    tokenizer: PreTrainedTokenizerBase,
-    learned: Mapping[str, Task],
-    chosen: Mapping[str, Chosen],
-    sources: Tensor | None,
-) -> TaskModel:
-    """The frozen backbone with an adapter a task, shared tensors being one and the same."""
-    model = TaskModel(base, vocabulary)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    recipes = [one.recipe for one in chosen.values()]
-    adapters = [f"task{i}" for i in range(len(learned))]
-    for adapter, task, recipe in zip(adapters, learned.values(), recipes, strict=True):
-        model.add_adapter(adapter, config_of(tokenizer, task, recipe))
-        if sources is not None:
-            put_sources(model, adapter, sources, paper=recipe.options.get("init_weights") == "paper")
-    share(model, adapters, METHODS[recipes[0].method].shared)
-    model.set_adapter(adapters)
-    return model
-
-
-def _parts(
-    model: TaskModel,
-    learned: Mapping[str, Task],
-    chosen: Mapping[str, Chosen],
-    origin: Backbone,
-    tokenizer: PreTrainedTokenizerBase,
-) -> dict[str, Part]:
-    parts: dict[str, Part] = {}
-    for i, (name, task) in enumerate(learned.items()):
-        rows, recipe = chosen[name].rows, chosen[name].recipe
-        prompt = METHODS[recipe.method].prompt_length(cast("Any", model).peft_config[f"task{i}"])
-        limit = beside(prompt, recipe.task.max_length, model.config, tokenizer)
-        card = TaskCard(name, recipe.method, task, rows.columns, origin, limit, recipe.task.pooling)
-        parts[name] = Part(f"task{i}", card, encode_splits(task, tokenizer, rows, limit), rows.validation)
-    return parts
-
-
-def _write(
-    trainer: MixedTrainer, name: str, one: Chosen, note: str | None, run: Mapping[str, Any], log: str, report: Report
-) -> Result:
-    """Judge one task with what was learned, and write its folder."""
-    part, rows, model = trainer.parts[name], one.rows, trainer.predictor.model
-    assert isinstance(model, TaskModel)
-    logits = {split: trainer.logits(name, split) for split in part.features if split != "train"}
-    task, calibration, judged = certified(part.task, rows, part.features, logits, one.recipe.task)
-    report(f"{name}: {told(calibration, judged)}")
-    card = replace(part.card, task=task, calibration=calibration)
-    batch = trainer.args.eval_batch_size
-    tokenizer = trainer.predictor.tokenizer
-    metrics = {
-        **measured(judged),
-        "baseline": baseline(rows.kind, rows.train, rows.test or rows.validation, rows.labels),
-        "run": {
-            "training_rows": len(rows.train),
-            **run,
-            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        },
-        **mean_attention(model, part.adapter, tokenizer, task, part.features["validation"], batch),
-    }
-    store.write(one.target, OneOf(model, part.adapter, card.backbone.id), card, one.recipe.to_toml(), metrics, log)
-    return Result(one.target, card, metrics, (*rows.notes, *([note] if note else [])))
+def _check_trackers(names: Sequence[str]) -> None:
+    others = [name for name in names if name != "tensorboard"]
+    if others:
+        raise ConfigError(f"{others[0]} follows one run of a process, and here are several; tensorboard follows them")

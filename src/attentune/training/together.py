@@ -25,8 +25,9 @@ from attentune.predict import Job, Predictor
 from attentune.sites import AdapterLayer
 from attentune.tasks import Features, Task
 from attentune.tasks.sources import Row
-from attentune.tasks.task import pack, pad_inputs
-from attentune.training.loop import Reporter, optimiser
+from attentune.tasks.task import own_logits, pack, pad_inputs
+from attentune.training.loop import Reporter
+from attentune.training.optimiser import optimiser
 from attentune.training.recipe import TrainingOptions
 from attentune.training.trackers import RunLog
 
@@ -116,10 +117,7 @@ def collate_mixed(parts: Mapping[str, Part], jobs: Sequence[Job], tokenizer: Pre
 
 def row_losses(task: Task, logits: Tensor, mask: Tensor, part: Mapping[str, Tensor]) -> Tensor:
     """The loss [b] of each row of one task; logits [S,C'] or [S,T,C'] and mask [S,T] of the whole mixed batch."""
-    own = logits[part["at"]]
-    if task.head != "token" and own.dim() == 3:
-        own = own[:, 0]
-    own = own[..., : task.num_outputs]
+    own = own_logits(task, logits[part["at"]], mask.shape[1])
     if task.several:
         own = pack(own, mask[part["at"]], part["rows"])
     return task.loss(own, part["targets"])

@@ -13,21 +13,20 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from attentune import store
-from attentune.backbones import fingerprint, hub_id, load_backbone, load_tokenizer, revision
-from attentune.card import Backbone, TaskCard
+from attentune.card import TaskCard
 from attentune.confidence import Calibration, Judgement, Labelled, calibrate, check_scope, judge
 from attentune.evaluation.metrics import check_name
 from attentune.methods import METHODS
 from attentune.predict import unlabelled
 from attentune.tasks import Data, Features, Task
-from attentune.tasks.draw import few
 from attentune.tasks.sources import Source
 from attentune.training import trackers
 from attentune.training.adapted import adapt, finish, longest
 from attentune.training.baseline import baseline
 from attentune.training.checkpoints import Checkpoints
-from attentune.training.choice import backbone_of, changes_of, choose, learned_task, phrased
-from attentune.training.loop import arguments, build_trainer, logits_of
+from attentune.training.choice import backbone_of, changes_of, choose, drawn, learned_task, phrased
+from attentune.training.ground import Ground, ground_of
+from attentune.training.loop import JointStep, arguments, build_trainer, logits_of
 from attentune.training.recipe import Recipe, TaskOptions
 from attentune.training.sources.mixture import mean_attention, take_sources
 from attentune.training.trackers import Watch, Watcher
@@ -80,15 +79,31 @@ def train(
     target = store.check_writable(output)
     rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides), library)
     backbone, chosen = backbone_of(chosen, backbone)
-    if chosen.task.shots is not None:
-        rows = few(rows, chosen.task.shots, chosen.training.seed)
+    rows = drawn(rows, chosen.task.shots, chosen.training.seed)
     for note in rows.notes:
         report(note)
-    seed = chosen.training.seed
-    set_seed(seed)
-    base = load_backbone(backbone, writes=rows.kind == "generation")
-    tokenizer = load_tokenizer(backbone, base)
-    origin = Backbone(hub_id(backbone), fingerprint(base), revision(base))
+    ground = ground_of(backbone, writes=rows.kind == "generation")
+    return learn(rows, chosen, target, ground, library=library, resume=resume, report=report, watch=watch)
+
+
+def learn(
+    rows: Data,
+    chosen: Recipe,
+    target: Path,
+    ground: Ground,
+    *,
+    library: str | Path | None = None,
+    resume: bool = False,
+    report: Report = lambda line: None,
+    watch: Watch | None = None,
+    step: JointStep | None = None,
+) -> Result:
+    """Train one task on its ground and write the folder `target`; else as `train`.
+
+    `step` takes the steps of training where several tasks take theirs together.
+    """
+    backbone, base, tokenizer, origin = ground.name, ground.base, ground.tokenizer, ground.origin
+    set_seed(chosen.training.seed)
     sources = take_sources(chosen, library, origin)
     made = learned_task(rows, chosen.task, base)
     learned, vocabulary, note = phrased(made, chosen.task, backbone, base, tokenizer)
@@ -100,7 +115,7 @@ def train(
     limit = longest(model, learned, chosen, tokenizer)
     begin = time.perf_counter()
     features = encode_splits(learned, tokenizer, rows, limit)
-    checkpoints = Checkpoints(target, identity=[chosen.to_toml(), origin.fingerprint, rows.train])
+    checkpoints = Checkpoints(target, identity_of(rows, chosen, ground))
     trainer = build_trainer(
         model=model,
         task=learned,
@@ -111,6 +126,7 @@ def train(
         training=chosen.training,
         report=report,
         attention=METHODS[chosen.method].attention,
+        step=step,
     )
     trackers.attach(trainer, target)
     if watch is not None:
@@ -140,6 +156,11 @@ def train(
     trackers.detach(trainer)
     trainer.accelerator.wait_for_everyone()
     return Result(target, card, metrics, (*rows.notes, *([note] if note else [])))
+
+
+def identity_of(rows: Data, chosen: Recipe, ground: Ground) -> list[Any]:
+    """What a run must have in common with an earlier one to go on with it."""
+    return [chosen.to_toml(), ground.origin.fingerprint, rows.train]
 
 
 def certified(
