@@ -116,8 +116,8 @@ class Share:
     """Its next batch, as `tasks.task.collate` made it, on the device."""
 
     def loss(self, logits: Tensor) -> Tensor:
-        """Its rows' logits -> its loss, divided as its own step would."""
-        loss = self.trainer.loss_of(logits, self.inputs)
+        """Its sequences' logits -> its loss, divided as its own step would."""
+        loss = self.trainer.loss_of(by_row(logits, self.inputs), self.inputs)
         return loss / self.trainer.current_gradient_accumulation_steps
 
 
@@ -148,15 +148,12 @@ class TaskTrainer(Trainer):
         """The mean over rows; with `return_outputs` also the logits, a row each."""
         labels = {"labels": inputs["labels"]} if self.task.head == "language" else {}
         # The model shifts them into what its decoder reads; ATTEMPT learns from them which tokens are the answer.
-        logits: Tensor = model(**model_inputs(inputs), **labels).logits
+        logits = by_row(model(**model_inputs(inputs), **labels).logits, inputs)
         loss = self.loss_of(logits, inputs)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def loss_of(self, logits: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The mean over rows of a batch."""
-        rows = inputs.get("rows")
-        if rows is not None:
-            logits = pack(logits, inputs["attention_mask"], rows)
+        """The mean over the rows of a batch; logits [B,C] or [B,L,C]."""
         return self.task.loss(logits, inputs["labels"]).mean()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -188,6 +185,12 @@ class TaskTrainer(Trainer):
 def model_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the model reads of a batch."""
     return {name: value for name, value in inputs.items() if name not in ("labels", "rows")}
+
+
+def by_row(logits: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits of a batch's sequences -> of its rows."""
+    rows = inputs.get("rows")
+    return logits if rows is None else pack(logits, inputs["attention_mask"], rows)
 
 
 def build_trainer(
