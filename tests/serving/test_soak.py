@@ -119,7 +119,7 @@ def test_what_a_kill_leaves_is_whole(tiny_bert: Path, tmp_path: Path) -> None:
     for delay in (0.0, 0.03):
         with Server(tiny_bert, tmp_path / "served", "--no-watch") as server:
             server.put("moving", tar_of(one))
-            changing = threading.Thread(target=_ignore_end, args=(server, two))
+            changing = threading.Thread(target=_ignore_end, args=(server, two, one))
             changing.start()
             time.sleep(delay)
             server.kill()
@@ -129,10 +129,10 @@ def test_what_a_kill_leaves_is_whole(tiny_bert: Path, tmp_path: Path) -> None:
             assert any(near(body["answers"][0].get("answer"), w) for w in wanted), body
 
 
-def _ignore_end(server: Server, folder: Path) -> None:
+def _ignore_end(server: Server, *folders: Path) -> None:
     try:
-        for _ in range(200):
-            server.put("moving", tar_of(folder))
+        for i in range(200):
+            server.put("moving", tar_of(folders[i % len(folders)]))
     except (OSError, http.client.HTTPException):
         return
 

@@ -1,0 +1,186 @@
+"""A disk that is full, a kill at any moment, packed bombs: what was served goes on, and nothing is left half done."""
+
+import gzip
+import io
+import resource
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from attentune.backbones import load_backbone
+from attentune.serving import Bank
+from attentune.serving.launch import application
+from attentune.serving.limits import Limits
+from attentune.serving.registry import Registry, copy_of, version_id
+from attentune.store import WEIGHTS
+from serving.kit import adapter
+from serving.process import tar_of
+
+ASK = {"items": [{"task": "tone", "input": "good film"}]}
+
+
+@pytest.fixture(scope="module")
+def made(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    where, base = tmp_path_factory.mktemp("adapters"), load_backbone(str(tiny_bert))
+    return {name: adapter(base, where / name, "kernel_mix", i) for i, name in enumerate(("old", "new", "third"))}
+
+
+@pytest.fixture
+def folder(made: dict[str, Path], tmp_path: Path) -> Path:
+    shutil.copytree(made["old"], tmp_path / "served" / "tone")
+    return tmp_path / "served"
+
+
+@pytest.fixture
+def client(tiny_bert: Path, folder: Path) -> Iterator[TestClient]:
+    with TestClient(application(folder, str(tiny_bert)), raise_server_exceptions=False) as client:
+        yield client
+
+
+@contextmanager
+def full_after(size: int) -> Generator[None]:
+    """Every file of this process ends at `size` bytes: the write that crosses it is cut off, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("size", [0, 1000, 6000])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_full_disk_leaves_what_is_served(
+    client: TestClient, folder: Path, made: dict[str, Path], size: int, packed: bool
+) -> None:
+    assert (made["new"] / WEIGHTS).stat().st_size > 6000
+    before, answer = tree(folder), client.post("/v1/predict", json=ASK).json()
+    body: dict[str, Any] = {"content": tar_of(made["new"])} if packed else {"json": {"folder": str(made["new"])}}
+    for name in ("tone", "fresh"):
+        with full_after(size):
+            refused = client.put(f"/v1/tasks/{name}", **body)
+        assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
+        assert "File too large" in refused.json()["detail"]
+        assert "retry-after" in refused.headers
+    assert tree(folder) == before
+    assert client.post("/v1/predict", json=ASK).json() == answer
+    assert [task["name"] for task in client.get("/v1/tasks").json()] == ["tone"]
+    assert client.put("/v1/tasks/tone", **body).status_code == 200
+    assert client.post("/v1/predict", json=ASK).json() != answer
+
+
+def test_versions_that_cannot_be_kept_stop_the_change(client: TestClient, folder: Path, made: dict[str, Path]) -> None:
+    answer = client.post("/v1/predict", json=ASK).json()
+    (folder / ".versions").write_text("no folder can be made here")
+    refused = client.put("/v1/tasks/tone", content=tar_of(made["new"]))
+    assert refused.status_code == 503
+    assert client.post("/v1/predict", json=ASK).json() == answer
+    assert version_id(folder / "tone") == version_id(made["old"])
+    (folder / ".versions").unlink()
+    assert client.put("/v1/tasks/tone", content=tar_of(made["new"])).status_code == 200
+
+
+class Killed:
+    """Copies of a folder as a kill would leave it, before each step that a change of it makes on the disk."""
+
+    STEPS = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "open", "shutil.copyfile")
+    watching: "Killed | None" = None
+
+    def __init__(self, folder: Path, copies: Path) -> None:
+        self.folder, self.copies, self.count = folder, copies, 0
+
+    def __enter__(self) -> "Killed":
+        Killed.watching = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Killed.watching = None
+
+    @staticmethod
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        one = Killed.watching
+        if one is None or event not in Killed.STEPS or not str(args[0]).startswith(str(one.folder)):
+            return
+        Killed.watching = None
+        shutil.copytree(one.folder, one.copies / str(one.count))
+        one.count += 1
+        Killed.watching = one
+
+
+# There is no way to take an audit hook off again; without a `Killed` at work it does nothing.
+sys.addaudithook(Killed.hook)
+
+CHANGES: dict[str, tuple[Callable[[Registry, dict[str, Path]], object], set[str]]] = {
+    "replaced": (lambda registry, made: registry.put("tone", copy_of(made["third"])), {"new", "third"}),
+    "back": (lambda registry, made: registry.roll_back("tone"), {"new", "old"}),
+    "tried": (lambda registry, made: registry.put("tone", copy_of(made["third"]), 0.5), {"new"}),
+    "removed": (lambda registry, made: registry.remove("tone"), {"new", ""}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_kill_at_any_step_leaves_one_version_whole(
+    tiny_bert: Path, folder: Path, made: dict[str, Path], tmp_path: Path, change: str
+) -> None:
+    work, allowed = CHANGES[change]
+    registry = Registry(Bank(str(tiny_bert)), folder)
+    registry.scan()
+    registry.put("tone", copy_of(made["new"]))
+    (tmp_path / "copies").mkdir()
+    with Killed(folder, tmp_path / "copies") as killed:
+        work(registry, made)
+    names = {version_id(place): name for name, place in made.items()}
+    found: set[str] = set()
+    assert killed.count >= 3
+    for copy in (tmp_path / "copies").iterdir():
+        after = Registry(Bank(load_backbone(str(tiny_bert))), copy)
+        after.scan(pytest.fail)
+        found.add(names[after.task("tone").active.id] if after.names else "")
+    assert found <= allowed
+    assert "new" in found
+
+
+def bombs() -> Iterator[tuple[str, bytes, str]]:
+    def tar(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            for info, content in members:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        return buffer.getvalue()
+
+    def named(name: str, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
+        info = tarfile.TarInfo(name)
+        info.type = kind
+        return info
+
+    zeros = bytes(4_000_000)
+    yield "file", gzip.compress(tar((named("task.json"), zeros))), "unpacks to more than"
+    yield "long name", gzip.compress(tar((named("././@LongLink", tarfile.GNUTYPE_LONGNAME), zeros))), "unpacks to more"
+    yield "heads", gzip.compress(tar((named("x", tarfile.XHDTYPE), zeros))), "unpacks to more than"
+    yield "chain", tar(*[(named("x", tarfile.GNUTYPE_LONGNAME), b"y")] * 900), "no readable tar"
+    yield "sparse", tar((named("task.json", tarfile.GNUTYPE_SPARSE), b"x")), "no plain file"
+    yield "cut", gzip.compress(tar((named("task.json"), b"x" * 5000)))[:-40], "no readable tar"
+    # The head of a member may say any length, also one below nothing.
+    yield "negative", tar((named("task.json"), b"x")).replace(b"00000000001\0", b"\xff" * 12, 1), "no readable tar"
+
+
+@pytest.mark.parametrize(("name", "content", "detail"), [pytest.param(*bomb, id=bomb[0]) for bomb in bombs()])
+def test_packed_bombs_are_refused(tiny_bert: Path, folder: Path, name: str, content: bytes, detail: str) -> None:
+    before = tree(folder)
+    with TestClient(application(folder, str(tiny_bert), limits=Limits(upload_limit=2_000_000))) as client:
+        refused = client.put("/v1/tasks/tone", content=content)
+    assert refused.status_code == 422
+    assert detail in refused.json()["detail"]
+    assert tree(folder) == before
