@@ -82,6 +82,18 @@ def test_train_prints_json_alone(
     assert "epoch" not in shown.err
 
 
+def test_evaluate_says_what_other_numbers_cost(tone: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", tone, data, "--json") == 0
+    plain = json.loads(capsys.readouterr().out)
+    for options in (("--quantise", "int8"), ("--dtype", "bfloat16"), ("--dtype", "bfloat16", "--quantise", "int8")):
+        assert run("evaluate", tone, data, "--json", *options) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["plain"] == plain
+        assert found["difference"]["nll"] == found["nll"] - plain["nll"] != 0
+    assert run("evaluate", tone, data, "--quantise", "int8") == 0
+    assert "difference" in capsys.readouterr().out
+
+
 def test_evaluate(tone: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("evaluate", tone, data, "--json") == 0
     scores = json.loads(capsys.readouterr().out)

@@ -18,6 +18,7 @@ LAYERS = {
     "attentune.scalar_attention": 1,
     "attentune.backbones": 2,
     "attentune.methods": 2,
+    "attentune.quantised": 2,
     "attentune.sites": 2,
     "attentune.tasks": 2,
     "attentune.batches": 3,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import cast_adapter_dtype
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -125,6 +126,8 @@ class Adapted(nn.Module):
             raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter, which attentune does not run")
         config.inference_mode = True
         self.add_adapter(name, config)
+        # Adapters are float32 over a backbone of half the precision, as those that peft makes.
+        cast_adapter_dtype(self._host, name)
         try:
             result = set_peft_model_state_dict(self._host, load_file(weights), adapter_name=name)
             lost = [k for k in result.missing_keys if k.endswith(f".{name}")] + list(result.unexpected_keys)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attentune import store
+from attentune import quantised, store
 from attentune.backbones import fingerprint, load_backbone, load_tokenizer
 from attentune.batches import in_batches, joined, logits_by_sequence
 from attentune.card import TaskCard
@@ -240,16 +240,26 @@ class Adapter:
         return self.predictor.attention(inputs, [self.name] * len(inputs), batch_size)
 
 
-def load(folder: str | Path, backbone: str | None = None, device: str | None = None, **decoding: int) -> Adapter:
+def load(
+    folder: str | Path,
+    backbone: str | None = None,
+    device: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    quantise: str | None = None,
+    **decoding: int,
+) -> Adapter:
     """Load one adapter folder with its backbone; `backbone` names another place to load the same backbone from.
 
+    `dtype` is the backbone's, by default that of its file; with `quantise="int8"` its blocks multiply in int8.
     `decoding`: `num_beams`, `max_new_tokens` in the place of those that the task was trained with.
 
     Raises:
         StoreError: the folder is incomplete, or the backbone is not the one it was trained on.
     """
     stored = _decoded(store.read(folder), decoding)
-    return Adapter(_predictor({stored.card.name: stored}, backbone, device), stored.card.name, stored)
+    predictor = _predictor({stored.card.name: stored}, backbone, device, dtype, quantise)
+    return Adapter(predictor, stored.card.name, stored)
 
 
 def load_many(
@@ -302,9 +312,9 @@ def predict_many(
 
 
 def load_fitting(
-    stored: Mapping[str, Stored], backbone: str | None = None
+    stored: Mapping[str, Stored], backbone: str | None = None, dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The backbone and tokenizer of all these adapters, loaded once.
+    """The backbone and tokenizer of all these adapters, loaded once; in `dtype`, else in that of its file.
 
     Raises:
         StoreError: the adapters belong to different backbones, or to another than `backbone`.
@@ -313,17 +323,25 @@ def load_fitting(
     if len(ids) > 1 and backbone is None:
         raise StoreError(f"the adapters belong to different backbones: {', '.join(ids)}; load each by itself")
     name = backbone or next(iter(ids))
-    base = load_backbone(name, writes=any(one.card.task.head == "language" for one in stored.values()))
+    base = load_backbone(name, dtype, writes=any(one.card.task.head == "language" for one in stored.values()))
     found = fingerprint(base)
     for task, one in stored.items():
         store.check_fits(task, one.card, found, name)
     return base, load_tokenizer(name, base)
 
 
-def _predictor(stored: Mapping[str, Stored], backbone: str | None, device: str | None) -> Predictor:
-    base, tokenizer = load_fitting(stored, backbone)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+def _predictor(
+    stored: Mapping[str, Stored],
+    backbone: str | None,
+    device: str | None,
+    dtype: torch.dtype | None = None,
+    quantise: str | None = None,
+) -> Predictor:
+    base, tokenizer = load_fitting(stored, backbone, dtype)
+    where = device or ("cuda" if torch.cuda.is_available() and quantise is None else "cpu")
     cast("nn.Module", base).to(where)
+    if quantise is not None:
+        quantised.quantise(base, quantise)
     cards = {task: one.card for task, one in stored.items()}
     write = [card.task.head == "language" for card in cards.values()]
     reader = None

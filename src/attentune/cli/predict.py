@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from attentune.cli import show, trust
+from attentune.cli import precision, show, trust
 from attentune.cli.named import named
 from attentune.errors import ConfigError, DataError
 
@@ -93,19 +93,28 @@ def evaluate_command(
     batch_size: Batch = 32,
     num_beams: Beams = None,
     max_new_tokens: Longest = None,
+    dtype: precision.Dtype = None,
+    quantise: precision.Quantise = None,
     json: show.Json = False,
 ) -> None:
     """Score an adapter on labelled rows, and how far its probabilities can be trusted.
 
     Example: attentune evaluate sentiment test.csv --abstain-at 0.8 --report sentiment.html
+
+    What int8 costs: attentune evaluate sentiment test.csv --quantise int8 shows the scores with and without it.
     """
     from attentune.predict import load
 
-    adapter = load(folder, backbone, None, **_decoding(num_beams, max_new_tokens))
+    options: dict[str, Any] = {**_decoding(num_beams, max_new_tokens)}
+    adapter = load(folder, backbone, None, dtype=precision.of(dtype), quantise=quantise, **options)
     found = adapter.judge(data, split, batch_size, abstain_at=abstain_at)
     if report is not None:
         trust.write(report, adapter, found)
         show.progress(f"{report} written")
+    if dtype or quantise:
+        plain = load(folder, backbone, None, **options).judge(data, split, batch_size, abstain_at=abstain_at)
+        precision.show_both(plain, found, "-".join(filter(None, (dtype, quantise))), json)
+        return
     if json:
         show.as_json({**found.scores, **found.trust})
         return

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from attentune.cli import show
+from attentune.cli import precision, show
 from attentune.errors import ConfigError
 
 
@@ -16,6 +16,8 @@ def serve_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of adapter folders, one a task.")],
     backbone: Annotated[str, typer.Option(help="minilm, a folder, or a hub id.")] = "minilm",
     host: Annotated[str, typer.Option(help="Where to listen; without keys only on this machine.")] = "127.0.0.1",
+    dtype: precision.Dtype = None,
+    quantise: precision.Quantise = None,
     port: Annotated[int, typer.Option(help="The port.")] = 8000,
     keys: Annotated[Path | None, typer.Option(help="A file of API keys, see `attentune keys`.")] = None,
     watch: Annotated[bool, typer.Option(help="Follow the folder: load what appears, drop what vanishes.")] = True,
@@ -90,7 +92,14 @@ def serve_command(
     )
     scale = _scale(ray, ray_address, replicas, replica_cpus, replica_target)
     guard = None if keys is None else Keys.read(keys)
-    options: dict[str, Any] = {"keep": keep, "watch": watch, "hot_bytes": hot_bytes, "warm_bytes": warm_bytes}
+    options: dict[str, Any] = {
+        "keep": keep,
+        "watch": watch,
+        "dtype": precision.of(dtype),
+        "quantise": quantise,
+        "hot_bytes": hot_bytes,
+        "warm_bytes": warm_bytes,
+    }
     page = _playground(playground, ray)
     tell = partial(_tell, f"http://{host}:{port}", page, json)
     if scale is not None:

@@ -14,7 +14,7 @@ from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from attentune import store
+from attentune import quantised, store
 from attentune.backbones import fingerprint, load_backbone
 from attentune.card import TaskCard
 from attentune.errors import ConfigError, StoreError, UnknownTaskError, UnsupportedError
@@ -68,11 +68,12 @@ class Bank:
         backbone: str | PreTrainedModel = "minilm",
         *,
         dtype: torch.dtype | None = None,
+        quantise: str | None = None,
         device: str | torch.device | None = None,
         hot_bytes: int | None = None,
         warm_bytes: int | None = None,
     ) -> None:
-        """Load the backbone.
+        """Load the backbone, in `dtype` or that of its file; with `quantise="int8"` its blocks multiply in int8.
 
         `hot_bytes` bounds what adapters take on the device, `warm_bytes` in memory (on a CPU only the latter counts);
         what does not fit is read from its folder when it is asked for.
@@ -81,7 +82,9 @@ class Bank:
         base = load_backbone(backbone, dtype) if isinstance(backbone, str) else backbone
         self.fingerprint = fingerprint(base)
         self.model = TaskModel(base).eval().requires_grad_(False)
-        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model.to(device or ("cuda" if torch.cuda.is_available() and quantise is None else "cpu"))
+        if quantise is not None:
+            quantised.quantise(self.model.backbone, quantise)
         self.tiers = Tiers(self._read, self.model.device, hot_bytes, warm_bytes)
         self._tasks: dict[str, Entry] = {}
         self._shelves: dict[tuple[str, str, str], Shelf] = {}
