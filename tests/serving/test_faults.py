@@ -16,9 +16,10 @@ from fastapi.testclient import TestClient
 
 from attentune.backbones import load_backbone
 from attentune.serving import Bank
+from attentune.serving.folder import copy_of, version_id
 from attentune.serving.launch import application
 from attentune.serving.limits import Limits
-from attentune.serving.registry import Registry, copy_of, version_id
+from attentune.serving.registry import Registry
 from attentune.store import WEIGHTS
 from serving.kit import adapter
 from serving.process import tar_of
@@ -56,7 +57,9 @@ def full_after(size: int) -> Generator[None]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file but the marks by which servers that share a folder know of each other."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: content for name, content in files.items() if name not in (".lock", ".revision")}
 
 
 @pytest.mark.parametrize("size", [0, 1000, 6000])

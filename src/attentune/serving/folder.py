@@ -100,7 +100,11 @@ class Folder:
             revision = uuid.uuid4().hex
             # Written before anything changes: a disk that is full must not keep a change from the others.
             fresh = self.path / f".revision.{revision}"
-            fresh.write_text(revision, encoding="utf-8")
+            try:
+                fresh.write_text(revision, encoding="utf-8")
+            except OSError:
+                fresh.unlink(missing_ok=True)
+                raise
             try:
                 yield revision
             finally:
