@@ -14,8 +14,8 @@ from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "playground.png"
 TEXT = (
-    "The espresso machine that I ordered on Monday arrived broken. Please send Ms Berger the refund of 249 euros today: "
-    "my mother-in-law comes tomorrow, and I am furious."
+    "The espresso machine that I ordered on Monday arrived broken. Please send Ms Berger the refund of 249 euros "
+    "today: my mother-in-law comes tomorrow, and I am furious."
 )
 COLOURS = 64
 
@@ -27,14 +27,14 @@ def picture(url: str, text: str, file: Path) -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(url)
         page.get_by_label("Text", exact=True).fill(text)
-        for _ in range(2):  # the first answers of a server take longer than all others
+        for _ in range(5):  # the first answers of a server take longer than all others
             page.get_by_role("button", name="Ask", exact=True).click()
             page.get_by_role("status").get_by_text("in ").wait_for()
             page.wait_for_timeout(1500)
         page.mouse.move(0, 0)
         page.get_by_role("heading", name="attentune").click()
         page.wait_for_timeout(500)
-        shot = page.locator("main").screenshot()
+        shot = page.locator(".playground").screenshot()
         browser.close()
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS).save(file, optimize=True)

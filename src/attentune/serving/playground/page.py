@@ -24,7 +24,7 @@ def build(service: Service, keys: Keys) -> None:
     """Lay the page out; what it shows of the tasks comes after the key, where there are keys."""
     ui.add_css(files("attentune.serving.playground").joinpath("style.css").read_text(encoding="utf-8"))
     ui.colors(primary="#2f6f8f")
-    with box("main", "playground"):
+    with box("div", "playground"):
         words("h1", "attentune")
         about = words("p", "", "note about")
         with ui.element("div") as inside:
