@@ -34,8 +34,10 @@ STRIPS = tuple(i / 40 for i in range(4, 40))
 """Where the bound is tried, as parts of the strip pi/s."""
 LOOK_UP = 16
 """Measured: reading a panel's polynomial costs a query as much as so many keys a node."""
-PREFIX = 40
+PREFIX = 32
 """Measured: prefix sums of a causal row cost so many times the attention of a node."""
+REACH = 600.0
+"""Largest |q| times key spread of a causal row: exp(-600) is still a number in float64, to all its digits."""
 LEAST = 1024
 """Below so many queries attention itself takes too little time to gain on."""
 MARGIN = 1.5
@@ -79,20 +81,23 @@ def plan(product: float, error: float = ERROR) -> Plan | None:
     return min(found, key=lambda one: one.steps(1, 1), default=None)
 
 
-def spread(queries: Tensor, keys: Tensor, allowed: Tensor | None) -> float:
-    """The largest product of query range and key spread over all rows and heads, rounded up a little.
-
-    queries [B,h,Tq,1], keys [B,h,Tk,1], allowed [B,1,1,Tk] bool
-    """
+def spread(keys: Tensor, allowed: Tensor | None) -> Tensor:
+    """Max minus min of the keys that may be attended to.  keys [B,h,Tk,1], allowed [B,1,1,Tk] bool -> [B,h,1,1]"""
     if allowed is None:
         low, high = keys.aminmax(dim=-2, keepdim=True)
-    else:
-        there = allowed.transpose(-1, -2)
-        low = keys.masked_fill(~there, math.inf).amin(-2, keepdim=True)
-        high = keys.masked_fill(~there, -math.inf).amax(-2, keepdim=True)
-    first, last = queries.aminmax(dim=-2, keepdim=True)
-    found = float(((last - first) * (high - low).clamp(min=0)).max())
-    # Few different values: plans are remembered. A larger product only makes the plan safer.
+        return high - low
+    there = allowed.transpose(-1, -2)
+    low = keys.masked_fill(~there, math.inf).amin(-2, keepdim=True)
+    high = keys.masked_fill(~there, -math.inf).amax(-2, keepdim=True)
+    return (high - low).clamp(min=0)
+
+
+def product_of(queries: Tensor, keys: Tensor, allowed: Tensor | None) -> float:
+    """The largest product of query range and key spread over all rows and heads, rounded up to a quarter of a power
+    of two: a plan for it is safe, and few plans are made.  queries [B,h,Tq,1], the others as of `spread`
+    """
+    low, high = queries.aminmax(dim=-2, keepdim=True)
+    found = float(((high - low) * spread(keys, allowed)).max())
     return found if found <= 0 or not math.isfinite(found) else 2 ** (math.ceil(4 * math.log2(found)) / 4)
 
 
@@ -104,7 +109,10 @@ def faster(queries: Tensor, keys: Tensor, allowed: Tensor | None, causal: bool =
     count = queries.shape[-2], keys.shape[-2]
     if count[0] < LEAST or torch.compiler.is_compiling() or (causal and count[0] != count[1]):
         return None
-    found = plan(spread(queries.detach(), keys.detach(), allowed))
+    queries, keys = queries.detach(), keys.detach()
+    if causal and float((queries.abs().amax(-2, keepdim=True) * spread(keys, allowed)).max()) > REACH:
+        return None
+    found = plan(product_of(queries, keys, allowed))
     if found is None:
         return None
     steps = found.steps(*count) if not causal else PREFIX * found.nodes * found.panels * count[1]
@@ -143,18 +151,16 @@ def attend(
 def _causal(nodes: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None) -> Tensor:
     """F at every node after every key.  nodes [B,h,N,1], keys [B,h,T,1], values [B,h,T,e] -> [B,h,N,T,e]
 
-    In float64: sums of exponentials that grow along the row are kept as logarithms, whose last digits are lost.
+    In float64, whose exponents reach far enough down for sums that are small beside a row's largest term: see REACH.
     """
     scores = nodes.double() @ keys.double().transpose(-1, -2)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -math.inf)
-    below = torch.logcumsumexp(scores, -1)[..., None]
-    shift = 2 * values.detach().abs().amax((-2, -1), keepdim=True).double() + 1e-30
-    parts = (values.double() + shift).log()[:, :, None]
-    above = torch.logcumsumexp(scores[..., None] + parts, -2)
-    empty = below == -math.inf
-    ratio = (above - below.masked_fill(empty, 0.0)).exp() - shift[:, :, None]
-    return ratio.masked_fill(empty, 0.0).to(values.dtype)
+    most = scores.detach().amax(-1, keepdim=True)
+    weights = (scores - most.masked_fill(most == -math.inf, 0.0)).exp()
+    below = weights.cumsum(-1)[..., None]
+    above = (weights[..., None] * values.double()[:, :, None]).cumsum(-2)
+    return (above / below.masked_fill(below == 0, 1.0)).to(values.dtype)
 
 
 def _clenshaw(coefficients: Tensor, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from attentune import scalar_attention
 from attentune.method import Frame
 from attentune.methods.tiny_attention import attend as tiny
-from attentune.scalar_attention import Plan, attend, bound, faster, plan, spread
+from attentune.scalar_attention import Plan, attend, bound, faster, plan, product_of
 
 KEYS: dict[str, Callable[[int, torch.Generator], Tensor]] = {
     "gaussian": lambda n, g: torch.randn(n, generator=g, dtype=torch.float64),
@@ -46,7 +46,7 @@ def draw(form: str, count: int, seed: int, scale: float = 1.0) -> tuple[Tensor, 
 @given(st.sampled_from(list(KEYS)), st.integers(1, 40), st.floats(0.01, 4), st.sampled_from([1e-3, 1e-6, 1e-9]))
 def test_the_error_is_below_its_bound(form: str, count: int, scale: float, error: float) -> None:
     q, k, v = draw(form, count, seed=count, scale=scale)
-    product = spread(q, k, None)
+    product = product_of(q, k, None)
     found = plan(product, error)
     if found is None:
         assert product > 500 or error < 1e-6
@@ -76,12 +76,12 @@ def test_masked_keys_have_no_say(form: str) -> None:
     allowed = torch.rand(2, 1, 1, 30, generator=torch.Generator().manual_seed(2)) < 0.5
     allowed[0, ..., 3], allowed[1] = True, False
     allowed[1, ..., 7] = True  # all but one are masked
-    found = plan(spread(q, k, allowed), 1e-9)
+    found = plan(product_of(q, k, allowed), 1e-9)
     assert found is not None
     distance = (attend(q, k, v, allowed, found) - exact(q, k, v, allowed)).abs().max()
     assert distance <= 1e-9 * v.abs().max() + 1e-12
     far = torch.where(allowed.transpose(-1, -2), k, 1e6)
-    assert spread(q, far, allowed) == spread(q, k, allowed)
+    assert product_of(q, far, allowed) == product_of(q, k, allowed)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -92,7 +92,7 @@ def test_causal_rows_see_no_later_key(form: str, masked: bool) -> None:
     if masked:
         allowed = torch.ones(2, 1, 1, 30, dtype=torch.bool)
         allowed[0, ..., :5] = False
-    found = plan(spread(q, k, allowed), 1e-8)
+    found = plan(product_of(q, k, allowed), 1e-8)
     assert found is not None
     got, wanted = attend(q, k, v, allowed, found, causal=True), exact(q, k, v, allowed, causal=True)
     if masked:
@@ -104,7 +104,7 @@ def test_causal_rows_see_no_later_key(form: str, masked: bool) -> None:
 @pytest.mark.parametrize("causal", [False, True])
 def test_gradients(causal: bool) -> None:
     q, k, v = (t[:, :, :6].clone().requires_grad_() for t in draw("gaussian", 8, seed=4))
-    found = plan(4 * spread(q.detach(), k.detach(), None), 1e-11)
+    found = plan(4 * product_of(q.detach(), k.detach(), None), 1e-11)
     assert found is not None
 
     def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def test_gradients(causal: bool) -> None:
 def test_float32_is_as_exact_as_attention_itself() -> None:
     for form in ("gaussian", "two clusters", "one outlier", "all equal"):
         q, k, v = (t.float() for t in draw(form, 2048, seed=5))
-        found = plan(spread(q, k, None))
+        found = plan(product_of(q, k, None))
         assert found is not None
         error = (attend(q, k, v, None, found) - exact(q, k, v)).abs().max() / v.abs().max()
         assert error < 5e-6, form
@@ -139,6 +139,9 @@ def test_it_is_chosen_where_it_takes_fewer_steps() -> None:
     assert faster(q[:, :, :512], k, None) is None  # few queries
     assert faster(40 * q, 40 * k, None) is None  # keys spread too far
     assert faster(q, k[:, :, :2048], None, causal=True) is None  # a row that continues another
+    q, k, _ = draw("gaussian", 32768, seed=6)
+    assert faster(q, k, None, causal=True) is not None
+    assert faster(q + 200, k, None, causal=True) is None  # float64 does not reach so far
     compiled = torch.compile(lambda q, k: faster(q, k, None) is None, backend="eager", fullgraph=True)
     assert compiled(q, k)
 
