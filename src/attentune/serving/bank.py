@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +23,11 @@ from attentune.heads import States, TaskOutput, assemble
 from attentune.method import METHODS, Group, MethodConfig
 from attentune.model import TaskModel
 from attentune.serving.head import Head
+from attentune.serving.sharing import plan
 from attentune.serving.shelf import Shelf, digest, frozen_tensors
 from attentune.serving.tiers import Tiers
+from attentune.sites import Stack
+from attentune.sites.fan import Fan, fanned
 from attentune.sites.rows import BASE, RowRequest
 from attentune.tuner import memo, requested
 from attentune.vocabulary import vocabulary_head
@@ -204,16 +208,33 @@ class Bank:
             )
         fetched = {n: self.hold(n) for n in dict.fromkeys(adapter_names) if isinstance(n, str) and n != BASE}
         held = [n if isinstance(n, Held) else fetched.get(n) for n in adapter_names]
-        device = self.model.device
-        moved = {key: value.to(device) for key, value in inputs.items()}
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         with self._running, torch.inference_mode():
-            request = RowRequest.given([str(n) for n in adapter_names], tuple(_groups(held, device)), device)
-            with requested(self.model, request):
-                states = self.model.states(input_ids.to(device), attention_mask.to(device), **moved)
+            states = self._states(held, {key: value.to(self.model.device) for key, value in given.items()})
             output = assemble(list(_answers(held, states)), states)
             if prompt_attention:
                 output.prompt_attention = _per_row(memo(self.model, "prompt_attention"), len(held))
             return output
+
+    def _states(self, held: Sequence[Held | None], given: Mapping[str, Tensor]) -> States:
+        """The rows through the backbone, [B,T] each; one text for many tasks is one row until they part."""
+        stack = next((m for m in self.model.backbone.modules() if isinstance(m, Stack)), None)
+        shared = None if stack is None else plan(given, _parts(held, stack))
+        if stack is None or shared is None:
+            with self._requested(held):
+                return self.model.states(**given)
+        lead = torch.tensor(shared.lead, device=self.model.device)
+        apart = [held[i] if _first(held[i], stack) < shared.block else None for i in shared.lead]
+        rows = torch.tensor(shared.rows, device=lead.device)
+        fan = Fan(shared.block, rows, tuple(_groups(held, lead.device)), len(lead))
+        with self._requested(apart), fanned(stack, fan):
+            states = self.model.states(**{key: value.index_select(0, lead) for key, value in given.items()})
+        return replace(states, mask=given["attention_mask"], tokens=given["input_ids"])
+
+    def _requested(self, held: Sequence[Held | None]) -> AbstractContextManager[None]:
+        names = [BASE if one is None else one.entry.name for one in held]
+        device = self.model.device
+        return requested(self.model, RowRequest.given(names, tuple(_groups(held, device)), device))
 
     def _read(self, key: Hashable) -> Tensor:
         entry = cast("Entry", key)
@@ -262,6 +283,20 @@ def _check_known(shelf: Shelf, head: Head, config: MethodConfig, tensors: Mappin
 def _row(shelf: Shelf, head: Head, tensors: Mapping[str, Tensor]) -> Tensor:
     """[N + M]: the method's tensors, then the head's."""
     return torch.cat([shelf.row(tensors), head.row(tensors)])
+
+
+def _first(one: Held | None, stack: Stack) -> int:
+    """The block at which a row's adapter first edits something; past the last joint for none that does."""
+    last = stack.joints.stop - 1
+    first = last if one is None else min(one.entry.shelf.first, last)
+    return first if first in stack.joints else 0
+
+
+def _parts(held: Sequence[Held | None], stack: Stack) -> list[int]:
+    """[B] the block at which each row may part from its like; [0, ...] where rows are put in front."""
+    if any(one is not None and one.entry.shelf.widens for one in held):
+        return [0] * len(held)
+    return [_first(one, stack) for one in held]
 
 
 def _groups(held: Sequence[Held | None], device: torch.device) -> Iterable[Group]:

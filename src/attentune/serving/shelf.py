@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attentune.errors import StoreError
-from attentune.method import Group, MethodConfig, Params
+from attentune.method import Group, MethodConfig, Params, Site
 from attentune.model import TaskModel
 from attentune.sites import SiteLayer
 
@@ -64,6 +64,13 @@ class Shelf:
             self.size = part.stop
         for layer in sites.values():
             layer.hollow(name)
+        inside = [layer.index if layer.site != Site.PROMPT else 0 for layer in sites.values()]
+        self.first = min(inside, default=0)
+        """The first block that it changes something in; 0 where it puts prompts in front."""
+        method = type(self.config).method
+        assert method is not None
+        self.widens = bool(method.prompt_length(self.config) or method.position_shift(self.config))
+        """Rows stand in front of its texts, or make place for some: the whole batch is another then."""
 
     def row(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The tensors of a file -> [N], float32.

@@ -15,6 +15,7 @@ from attentune.anatomy import Anatomy
 from attentune.errors import UnsupportedError
 from attentune.method import Dims, Frame, Group, Site
 from attentune.sites import merge
+from attentune.sites.fan import Fan, Joint
 from attentune.sites.layer import SiteLayer
 from attentune.sites.rows import RowRequest
 from attentune.sites.widen import Front, leave, widen
@@ -88,10 +89,13 @@ class Stack(nn.Module):
         self.request: RowRequest | None = None
         self.source: Tensor | int | None = None
         """[B,T] which tokens are no answer, or how many at the start of every row."""
+        self.fan: Fan | None = None
+        """How the batch in flight widens on its way through the blocks."""
         self.layers: list[SiteLayer] = []
         self._names = [n for n in inspect.signature(host.forward).parameters if n not in ("args", "kwargs")]
         self._model_names: list[str] = []
         self._taps: dict[Site, list[Any]] = {}
+        self._joined = False
         self._handles: list[Any] = [
             host.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
             host.register_forward_hook(self._leave, prepend=True, with_kwargs=True),
@@ -107,7 +111,7 @@ class Stack(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a model is a copy of its weights: the batch last in flight holds tensors that cannot be copied.
-        return {**super().__getstate__(), "frame": None, "front": None, "request": None, "source": None}
+        return {**super().__getstate__(), "frame": None, "front": None, "request": None, "fan": None, "source": None}
 
     @property
     def host(self) -> nn.Module:
@@ -176,6 +180,24 @@ class Stack(nn.Module):
                 attention = self._module(self.anatomy.block_path(index, self.anatomy.attention))
                 handles.append(attention.register_forward_pre_hook(tap.fresh))
         self._taps[site] = handles
+
+    @property
+    def joints(self) -> range:
+        """The blocks before which a batch may fan out; DeBERTa's convolution reads what entered and left the first."""
+        first = 2 if getattr(self.config, "conv_kernel_size", 0) else 1
+        return range(first, self.anatomy.layers(self.config))
+
+    def joint(self) -> None:
+        """Make fanning out possible between the blocks; once, by the first who wants to."""
+        if self._joined:
+            return
+        self._joined = True
+        for index in range(1, self.anatomy.layers(self.config)):
+            before, block = (self._module(self.anatomy.block_path(i)) for i in (index - 1, index))
+            joint = Joint(self, index)
+            # After the sites of the block before, which know the narrow batch; before those of the next.
+            self._handles.append(before.register_forward_hook(joint.leaves))
+            self._handles.append(block.register_forward_pre_hook(joint.enters, with_kwargs=True))
 
     def repeats(self, site: Site) -> bool:
         """A projection that a block calls again, on relative embeddings."""
