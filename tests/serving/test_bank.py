@@ -31,11 +31,11 @@ def backbone(kind: str) -> Any:
     return model if kind in ("t5", "bart") else model.base_model
 
 
-def batch(kind: str, lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+def batch(kind: str, lengths: tuple[int, ...]) -> dict[str, Any]:
     return {key: value for key, value in batch_of(kind, lengths).items() if not key.startswith("decoder")}
 
 
-def logits_of(bank: Bank, names: list[Any], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def logits_of(bank: Bank, names: list[Any], inputs: dict[str, Any]) -> torch.Tensor:
     out = bank(adapter_names=names, **inputs).logits
     assert out is not None
     return out
