@@ -24,6 +24,7 @@ from attentune.tasks import Features, Task
 from attentune.tasks.generate import Generation
 from attentune.tasks.sources import Row
 from attentune.tasks.task import Logits, collate, pack
+from attentune.training.frozen import FrozenPart, NoInputGradients
 from attentune.training.optimiser import optimiser
 from attentune.training.order import ByLength, Examples, by_length
 from attentune.training.recipe import TrainingOptions
@@ -137,9 +138,10 @@ class TaskTrainer(Trainer):
         validation: tuple[Sequence[Features], Sequence[Row]],
         write: Write | None,
         step: JointStep | None,
+        frozen: FrozenPart | None,
         **given: Any,
     ) -> None:
-        self.task, self.validation, self.write, self.step = task, validation, write, step
+        self.task, self.validation, self.write, self.step, self.frozen = task, validation, write, step, frozen
         super().__init__(**given)
 
     def compute_loss(
@@ -205,6 +207,7 @@ def build_trainer(
     report: Callable[[str], None],
     attention: Sequence[str] = (),
     step: JointStep | None = None,
+    frozen: FrozenPart | None = None,
 ) -> TaskTrainer:
     """A Trainer that learns the task and scores it on the validation rows after each epoch."""
     order = by_length(validation[0])
@@ -224,6 +227,7 @@ def build_trainer(
         (features, rows),
         write_all if writes else None,
         step,
+        frozen,
         model=cast("Any", model),
         args=args,
         data_collator=lambda batch: collate(task, batch, tokenizer),
@@ -234,6 +238,7 @@ def build_trainer(
         callbacks=[
             Reporter(report, cast("str", args.metric_for_best_model)),
             RunLog(Path(cast("str", args.output_dir))),
+            NoInputGradients(),
         ],
     )
     trainer.model_accepts_loss_kwargs = False

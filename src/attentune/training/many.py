@@ -138,6 +138,8 @@ class _Crew:
         finally:
             for lane in self._lanes.values():
                 lane.stop()
+            if self.meeting is not None:
+                self.meeting.close()
         return self.results
 
     def _step(self) -> None:
@@ -202,7 +204,7 @@ class _Crew:
         if writes not in self._grounds:
             self._grounds[writes] = ground_of(name, writes)
         if self.meeting is None and not writes:
-            self.meeting = Meeting(self._grounds[writes])
+            self.meeting = Meeting(self._grounds[writes], self.finished.folder / "frozen")
         return self._grounds[writes], chosen
 
 

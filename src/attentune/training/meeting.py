@@ -6,6 +6,7 @@ each other, so each task's parameters get the gradient of its own loss and no ot
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn.functional import pad
 from attentune.model import TaskModel
 from attentune.sites import AdapterLayer
 from attentune.tasks.task import own_logits, padding
+from attentune.training.frozen import FrozenPart, Kept, ask_no_input_gradients
 from attentune.training.ground import Ground
 from attentune.training.loop import Share, TaskTrainer, model_inputs
 
@@ -23,9 +25,11 @@ from attentune.training.loop import Share, TaskTrainer, model_inputs
 class Meeting:
     """One model over a backbone's weights, in which the adapters are those of the tasks' own models."""
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, ground: Ground, folder: Path) -> None:
+        """`folder` is for states of frozen blocks that memory has no room for."""
         self.model = TaskModel(ground.twin().base)
         self._tokenizer = ground.tokenizer
+        self._kept, self._frozen = Kept(folder), False
         self._names: dict[TaskTrainer, str] = {}
         self._count = 0
 
@@ -56,15 +60,24 @@ class Meeting:
                     getattr(layer, key)[name] = tensor
         self._names[trainer], self._count = name, self._count + 1
         self._activate()
+        if trainer.frozen is not None and not self._frozen:
+            # All tasks have one method and the same blocks edited.
+            FrozenPart(self.model, trainer.frozen.first, self._kept)
+            self._frozen = True
         self.model.to(trainer.args.device)
         if own.is_gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
+            ask_no_input_gradients(self.model)
 
     def leave(self, trainer: TaskTrainer) -> None:
         """A task is done, or has failed."""
         if trainer in self._names:
             self.model.delete_adapter(self._names.pop(trainer))
             self._activate()
+
+    def close(self) -> None:
+        """No more steps."""
+        self._kept.remove()
 
     def _activate(self) -> None:
         # peft lets active adapters train and no others; these are the tasks' own parameters.

@@ -26,6 +26,7 @@ from attentune.sites import AdapterLayer
 from attentune.tasks import Features, Task
 from attentune.tasks.sources import Row
 from attentune.tasks.task import own_logits, pack, pad_inputs
+from attentune.training.frozen import NoInputGradients
 from attentune.training.loop import Reporter
 from attentune.training.optimiser import optimiser
 from attentune.training.recipe import TrainingOptions
@@ -193,7 +194,7 @@ def build_mixed_trainer(
         train_dataset=Jobs(jobs),
         eval_dataset=Jobs(jobs[:1]),  # `evaluate` knows the rows; the Trainer asks that there be some
         optimizers=(optimiser(together, training, attention), cast("Any", None)),
-        callbacks=[Reporter(report, MEAN), RunLog(Path(cast("str", args.output_dir)))],
+        callbacks=[Reporter(report, MEAN), RunLog(Path(cast("str", args.output_dir))), NoInputGradients()],
     )
     trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)

@@ -25,6 +25,7 @@ from attentune.training.adapted import adapt, finish, longest
 from attentune.training.baseline import baseline
 from attentune.training.checkpoints import Checkpoints
 from attentune.training.choice import backbone_of, changes_of, choose, drawn, learned_task, phrased
+from attentune.training.frozen import freeze
 from attentune.training.ground import Ground, ground_of
 from attentune.training.loop import JointStep, arguments, build_trainer, logits_of
 from attentune.training.recipe import Recipe, TaskOptions
@@ -116,6 +117,7 @@ def learn(
     begin = time.perf_counter()
     features = encode_splits(learned, tokenizer, rows, limit)
     checkpoints = Checkpoints(target, identity_of(rows, chosen, ground))
+    frozen = freeze(model, checkpoints.folder / "frozen") if chosen.training.cache_frozen else None
     trainer = build_trainer(
         model=model,
         task=learned,
@@ -127,6 +129,7 @@ def learn(
         report=report,
         attention=METHODS[chosen.method].attention,
         step=step,
+        frozen=frozen,
     )
     trackers.attach(trainer, target)
     if watch is not None:

@@ -1,0 +1,191 @@
+"""Backward only where it is needed, and what the frozen blocks below the first edited one make of a text, kept.
+
+No autograd graph is made below the first edited block. Where a config edits the upper blocks only
+(`layers_to_transform`), a row also enters the first of them as the same states in every epoch: they are kept by the
+row's tokens, in memory and, when they are many, on disk, and the lower blocks are not run at all. They are computed in
+evaluation mode: dropout below the first edited block does not act, above it does.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from attentune.errors import ConfigError, UnsupportedError
+from attentune.method import MethodConfig, Site
+from attentune.sites import Stack
+
+MEMORY = 2 * 1024**3
+"""Bytes of states that are kept in memory; the rest goes to disk."""
+
+
+class Kept:
+    """States [t,D] by key: in memory up to `memory` bytes, then as safetensors files in `folder`."""
+
+    def __init__(self, folder: Path, memory: int = MEMORY) -> None:
+        self.folder, self._free = folder, memory
+        self._near: dict[bytes, Tensor] = {}
+        self._far: dict[bytes, Path] = {}
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._near or key in self._far
+
+    def put(self, states: Mapping[bytes, Tensor]) -> None:
+        """Keep more."""
+        fresh = {key: value.cpu().contiguous() for key, value in states.items() if key not in self}
+        size = sum(value.nbytes for value in fresh.values())
+        if size <= self._free:
+            self._near |= fresh
+            self._free -= size
+        elif fresh:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = self.folder / f"{os.getpid()}-{len(self._far)}.safetensors"
+            save_file({key.hex(): value for key, value in fresh.items()}, file)
+            self._far |= dict.fromkeys(fresh, file)
+
+    def get(self, key: bytes) -> Tensor:
+        """What was kept."""
+        if key in self._near:
+            return self._near[key]
+        with safe_open(self._far[key], "pt") as file:
+            return file.get_tensor(key.hex())
+
+    def remove(self) -> None:
+        """Forget everything."""
+        self._near, self._far = {}, {}
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class NoInputGradients(TrainerCallback):
+    """Takes back what transformers does with checkpointing: ask for gradients of the embeddings.
+
+    They serve re-entrant checkpoints, which we do not use, and drag the backward through every frozen block.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Once the Trainer has set checkpointing up."""
+        ask_no_input_gradients(given["model"])
+
+
+def ask_no_input_gradients(model: nn.Module) -> None:
+    """Let the graph begin at the first parameter that is trained."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.disable_input_require_grads()
+
+
+class _EnoughError(Exception):
+    """The states are there; nothing after them needs to run."""
+
+
+class FrozenPart:
+    """The blocks below `first` of one model, which run once for each row.
+
+    Raises:
+        UnsupportedError: the architecture has several stacks or is causal, or its blocks hand on more than states.
+    """
+
+    def __init__(self, model: nn.Module, first: int, kept: Kept) -> None:
+        self.first, self.kept = first, kept
+        stacks = [module for module in model.modules() if isinstance(module, Stack)]
+        if len(stacks) != 1 or stacks[0].anatomy.causal:
+            raise UnsupportedError("cache_frozen is for encoders; this backbone writes texts, or has two stacks")
+        self._host = stacks[0].host
+        blocks = [self._host.get_submodule(stacks[0].anatomy.block_path(i)) for i in range(first)]
+        for index, block in enumerate(blocks):
+            block.forward = partial(self._block, index, block.forward)
+        self._states: Tensor | None = None
+        self._recorded: Any = None
+        self._recording = False
+        # First of all hooks: by the second the batch in flight is noted down, and recording is a batch of its own.
+        self._host.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
+        self._host.register_forward_hook(self._after)
+
+    def _before(self, host: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
+        if self._recording:
+            return
+        tokens, mask = call.get("input_ids"), call.get("attention_mask")
+        if args or tokens is None or mask is None:
+            raise UnsupportedError("cache_frozen knows rows by input_ids and attention_mask")
+        keys = _keys(call, mask)
+        if any(key not in self.kept for key in keys):
+            found = self._record(call)
+            self.kept.put({key: row[: len(m)][m] for key, row, m in zip(keys, found, mask.bool(), strict=True)})
+        self._states = self._placed([self.kept.get(key) for key in keys], mask.bool())
+
+    def _record(self, call: dict[str, Any]) -> Tensor:
+        """[B,T',D] what leaves the frozen blocks; T' has the architecture's own padding."""
+        training = [module for module in self._host.modules() if module.training]
+        self._recording = True
+        try:
+            self._host.eval()
+            with torch.no_grad():
+                self._host(**call)
+        except _EnoughError:
+            pass
+        finally:
+            self._recording = False
+            for module in training:
+                module.training = True
+        if isinstance(self._recorded, tuple) and any(torch.is_tensor(x) for x in cast("Any", self._recorded)[1:]):
+            raise UnsupportedError("cache_frozen: the blocks of this backbone hand on more than their states")
+        return self._recorded[0] if isinstance(self._recorded, tuple) else self._recorded
+
+    def _placed(self, rows: list[Tensor], mask: Tensor) -> Tensor:
+        """Rows [t,D] of their real tokens -> [B,T,D]; what stands at padding is seen by none."""
+        states = torch.zeros(*mask.shape, rows[0].shape[-1], dtype=rows[0].dtype)
+        where = mask.cpu()
+        for i, row in enumerate(rows):
+            states[i, where[i]] = row
+        return states.to(mask.device)
+
+    def _block(self, index: int, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._states is None:
+            out = forward(*args, **kwargs)
+            if self._recording and index == self.first - 1:
+                self._recorded = out
+                raise _EnoughError
+            return out
+        entering: Tensor = args[0] if args else kwargs["hidden_states"]
+        states = nn.functional.pad(self._states, (0, 0, 0, entering.shape[1] - self._states.shape[1]))
+        return (states, *self._recorded[1:]) if isinstance(self._recorded, tuple) else states
+
+    def _after(self, host: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        self._states = None
+
+
+def _keys(call: Mapping[str, Any], mask: Tensor) -> list[bytes]:
+    """A key of each row: all that the backbone reads of it, without the padding."""
+    inputs = [call[name].cpu() for name in sorted(call) if torch.is_tensor(call[name])]
+    real = mask.bool().cpu()
+    return [b"".join(one[i][real[i]].numpy().tobytes() for one in inputs) for i in range(len(real))]
+
+
+def freeze(model: PeftModel, folder: Path) -> FrozenPart:
+    """Keep what the blocks below the first edited one give; their dropout no longer acts.
+
+    Raises:
+        ConfigError: the first block is edited, or something acts in front of it.
+        UnsupportedError: as `FrozenPart`.
+    """
+    config = cast("MethodConfig", model.peft_config["default"])
+    method = type(config).method
+    assert method is not None
+    if Site.PROMPT in method.sites_of(config) or method.position_shift(config):
+        raise ConfigError(f"cache_frozen keeps what no adapter changes, and {method.name} acts in front of all blocks")
+    first = min(config.layers_to_transform or [0])
+    if not first:
+        raise ConfigError(
+            "cache_frozen keeps what leaves the blocks below the first edited one, and block 0 is edited; "
+            "name upper blocks in layers_to_transform"
+        )
+    return FrozenPart(model, first, Kept(folder))

@@ -1,0 +1,178 @@
+"""Backward only where it is needed, and frozen blocks that run once for each row."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from laws.cells import FORMS, Form, adapted
+from laws.zoo import ZOO, answer, batch_of, model_of
+from safetensors.torch import load_file
+from test_many import data_of, quiet, same, undropped  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from test_train import rows_of
+from torch import Tensor, nn
+
+from attentune import store
+from attentune.errors import ConfigError, UnsupportedError
+from attentune.sites import Stack
+from attentune.training.frozen import FrozenPart, Kept, ask_no_input_gradients
+from attentune.training.many import train_many
+from attentune.training.train import train
+
+UPPER = [form for form in FORMS if form.method in ("tiny_attention", "pasta", "kernel_mix")]
+ENCODERS = [kind for kind, animal in ZOO.items() if not animal.generates]
+ONE = {"layers_to_transform": [1]}
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    stack = next(module for module in model.modules() if isinstance(module, Stack))
+    return [stack.host.get_submodule(stack.anatomy.block_path(i)) for i in range(stack.anatomy.layers(stack.config))]
+
+
+def first_of(out: Any) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "gpt2", "llama"])
+@pytest.mark.parametrize("form", UPPER, ids=lambda form: form.label)
+def test_no_graph_below_the_first_edited_block(form: Form, kind: str, checkpointing: bool) -> None:
+    model = adapted(form, kind, **ONE).train()
+    if checkpointing:
+        with warnings.catch_warnings():
+            # transformers renames it; both names must work over the versions that attentune supports.
+            warnings.simplefilter("ignore", FutureWarning)
+            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        ask_no_input_gradients(model)
+    left: list[Tensor] = []
+    blocks = blocks_of(model)
+    for block in blocks:
+        block.register_forward_hook(lambda module, args, out: left.append(first_of(out)))
+    embedded: list[Tensor] = []
+    model.get_base_model().get_input_embeddings().register_forward_hook(lambda module, args, out: embedded.append(out))
+    batch: dict[str, Any] = dict(batch_of(kind))
+    if ZOO[kind].causal:
+        batch["use_cache"] = False
+    answer(model, batch).square().mean().backward()
+    assert [states.requires_grad for states in (*embedded, left[0], left[1])] == [False, False, True]
+    assert left[0].grad_fn is None
+    assert any(p.grad is not None for p in model.parameters())
+
+
+def test_training_makes_no_graph_there(
+    quiet: dict[str, Path],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With checkpointing too, for which transformers lets the embeddings ask for gradients."""
+    import attentune.training.train as module
+
+    left: list[bool] = []
+    build = module.build_trainer
+
+    def watched(**given: Any) -> Any:
+        lower = blocks_of(given["model"])[0]
+        lower.register_forward_hook(lambda module, args, out: left.append(first_of(out).requires_grad))
+        return build(**given)
+
+    monkeypatch.setattr(module, "build_trainer", watched)
+    for checkpointing in (True, False):
+        options: dict[str, Any] = {"epochs": 1, "layers_to_transform": [1], "checkpointing": checkpointing}
+        train(rows_of("classification"), "pasta", tmp_path / str(checkpointing), str(quiet["bert"]), **options)
+    assert set(left) == {False}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_kept_states_change_nothing(kind: str, tmp_path: Path) -> None:
+    """Whole batch, fewer rows, other padding, gradients; and the frozen block runs once."""
+    form = Form("kernel_mix")
+    model, plain = (adapted(form, kind, model=model_of(kind).double(), **ONE) for _ in range(2))
+    FrozenPart(model, 1, Kept(tmp_path / "far"))
+    ran: list[int] = []
+    inner = next(module for module in blocks_of(model)[0].modules() if isinstance(module, nn.Linear))
+    inner.register_forward_hook(lambda module, args, out: ran.append(1))
+    batch = batch_of(kind)
+    for rows in ([0, 1, 2], [2, 1], [1]):
+        longest = int(batch["attention_mask"][rows].sum(1).max())
+        some = {key: value[rows, :longest] for key, value in batch.items()}
+        real = some["attention_mask"].bool()
+        found, expected = answer(model, some), answer(plain, some)
+        torch.testing.assert_close(found[real], expected[real], atol=1e-9, rtol=1e-9)
+        grads: list[list[Tensor]] = []
+        for one, out in ((model, found), (plain, expected)):
+            one.zero_grad()
+            out[real].square().sum().backward()
+            grads.append([p.grad for p in one.parameters() if p.grad is not None])
+        assert len(grads[0]) == len(grads[1]) > 0
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+    assert 1 <= len(ran) <= 2  # DeBERTa's first linear map runs once more, on distances
+    assert not (tmp_path / "far").exists()
+
+
+def test_states_are_those_of_evaluation_and_dropout_acts_above(tmp_path: Path) -> None:
+    model = adapted(Form("pasta"), "bert", **ONE).train()
+    left: list[Tensor] = []
+    blocks_of(model)[0].register_forward_hook(lambda module, args, out: left.append(first_of(out)))
+    batch, real = batch_of("bert"), batch_of("bert")["attention_mask"].bool()
+    expected = answer(model.eval(), batch)
+    FrozenPart(model, 1, Kept(tmp_path))
+    torch.manual_seed(0)
+    first, second = (answer(model.train(), batch) for _ in range(2))
+    torch.testing.assert_close(left[1][real], left[0][real])
+    torch.testing.assert_close(left[2][real], left[0][real])
+    assert not torch.equal(first, second)
+    assert all(module.training for module in model.modules())
+    torch.testing.assert_close(answer(model.eval(), batch)[real], expected[real])
+
+
+def test_states_that_memory_has_no_room_for_lie_on_disk(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "far", memory=100)
+    states = {bytes([i]): torch.full((i + 1, 4), float(i)) for i in range(6)}
+    for key, value in states.items():
+        kept.put({key: value})
+        kept.put({key: value + 1})
+    assert {file.suffix for file in (tmp_path / "far").iterdir()} == {".safetensors"}
+    assert 0 < len(list((tmp_path / "far").iterdir())) < len(states)
+    for key, value in states.items():
+        assert key in kept
+        assert torch.equal(kept.get(key), value)
+    kept.remove()
+    assert bytes([0]) not in kept
+    assert not (tmp_path / "far").exists()
+
+
+@pytest.mark.parametrize("backbone", ["bert", "roberta", "distilbert"])
+def test_a_run_with_kept_states_is_the_run_without(
+    quiet: dict[str, Path],  # noqa: F811
+    tmp_path: Path,
+    backbone: str,
+) -> None:
+    """Alone, and among tasks trained together."""
+    where = str(quiet[backbone])
+    options: dict[str, Any] = {**undropped("kernel_mix"), "batch_size": 4, "layers_to_transform": [1]}
+    data = {kind: data_of(kind, 10 + 3 * i, i) for i, kind in enumerate(("classification", "tagging"))}
+    results = train_many(data, tmp_path / "all", where, method="kernel_mix", cache_frozen=True, **options)
+    for kind, one in data.items():
+        plain = train(one, "kernel_mix", tmp_path / "plain" / kind, where, **options)
+        kept = train(one, "kernel_mix", tmp_path / "kept" / kind, where, cache_frozen=True, **options)
+        expected = load_file(plain.folder / store.WEIGHTS)
+        for folder in (kept.folder, results[kind].folder):
+            for key, value in load_file(folder / store.WEIGHTS).items():
+                torch.testing.assert_close(value, expected[key], atol=1e-9, rtol=1e-9)
+        same(results[kind].folder, kept.folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"all", "plain", "kept"}
+
+
+def test_refusals(quiet: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+    rows, where = rows_of("classification"), str(quiet["bert"])
+    options: dict[str, Any] = {"cache_frozen": True, "epochs": 1}
+    with pytest.raises(ConfigError, match="block 0 is edited; name upper blocks in layers_to_transform"):
+        train(rows, "pasta", tmp_path / "a", where, **options)
+    with pytest.raises(ConfigError, match="prefix_propagation acts in front of all blocks"):
+        train(rows, "prefix_propagation", tmp_path / "a", where, layers_to_transform=[1], **options)
+    for kind in ("gpt2", "t5", "bart"):
+        with pytest.raises(UnsupportedError, match="writes texts, or has two stacks"):
+            FrozenPart(adapted(Form("kernel_mix"), kind, **ONE), 1, Kept(tmp_path))
+    assert list(tmp_path.iterdir()) == []
