@@ -2,7 +2,7 @@
 
     python benchmarks/frozen.py             # a few minutes on one CPU core
 
-The demo's intent task, minilm of six blocks, in turn. On a CPU, seconds are those that the process was computing.
+The demo's sentiment task, minilm of six blocks, in turn. On a CPU, seconds are those that the process was computing.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from attentune.tasks.sources import read
 
 def seconds(method: str, blocks: list[int], rows: int, epochs: int, cached: bool) -> float:
     """One run, data and calibration included."""
-    found = read(str(demo.path("intent", "train")))["train"].rows
+    found = read(str(demo.path("sentiment", "train")))["train"].rows
     data = {"train": found[:rows], "validation": found[rows : rows + rows // 4]}
     options: dict[str, Any] = {"epochs": epochs, "patience": 0, "precision": "float32", "cache_frozen": cached}
     with TemporaryDirectory() as scratch:
@@ -54,9 +54,9 @@ def markdown(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="kernel_mix")
-    parser.add_argument("--rows", type=int, default=192)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS / "frozen.json")
     arguments = parser.parse_args()
