@@ -1,11 +1,11 @@
-"""Where tasks that train for themselves take their steps together: a forward and a backward for many of them.
+"""Where tasks that train for themselves take their steps together: one forward and one backward for all of them.
 
 Every task has a model, an optimiser and an order of rows of its own, as if it were alone. A step stacks the batches of
 all tasks in flight, each row names its task's adapter, and the sum of the tasks' losses goes backward: rows do not see
 each other, so each task's parameters get the gradient of its own loss and no other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +20,6 @@ from attentune.tasks.task import own_logits, padding
 from attentune.training.frozen import FrozenPart, Kept, ask_no_input_gradients
 from attentune.training.ground import Ground
 from attentune.training.loop import Share, TaskTrainer, model_inputs
-
-PADDED = 0.8
-"""On a CPU, a batch is padded to no more than its length divided by this."""
 
 
 class Meeting:
@@ -41,17 +38,13 @@ class Meeting:
         for share in shares:
             if share.trainer not in self._names:
                 self._enter(share.trainer)
-        losses = {id(share): loss for part in _alike(shares) for share, loss in self._step(part)}
-        return [losses[id(share)] for share in shares]
-
-    def _step(self, shares: Sequence[Share]) -> Iterator[tuple[Share, Tensor]]:
         names = [self._names[share.trainer] for share in shares for _ in share.inputs["input_ids"]]
         self.model.train()
         with shares[0].trainer.compute_loss_context_manager():
             logits: Tensor = self.model(**self._stacked(shares), adapter_names=names).logits
             losses = _losses(shares, logits)
         torch.stack(losses).sum().backward()
-        yield from zip(shares, (loss.detach() for loss in losses), strict=True)
+        return [loss.detach() for loss in losses]
 
     def _enter(self, trainer: TaskTrainer) -> None:
         """Put a task's adapter in: the very parameters that its own model has."""
@@ -99,22 +92,6 @@ class Meeting:
             for key in inputs[0]
             for value in (padding(key, self._tokenizer),)
         }
-
-
-def _alike(shares: Sequence[Share]) -> list[list[Share]]:
-    """Batches that go together: all of them; on a CPU, where padding costs what tokens cost, those of like length."""
-    if shares[0].inputs["input_ids"].device.type != "cpu":
-        return [list(shares)]
-    parts: list[list[Share]] = []
-    for share in sorted(shares, key=_length, reverse=True):
-        if not parts or _length(share) < PADDED * _length(parts[-1][0]):
-            parts.append([])
-        parts[-1].append(share)
-    return parts
-
-
-def _length(share: Share) -> int:
-    return share.inputs["input_ids"].shape[1]
 
 
 def _losses(shares: Sequence[Share], logits: Tensor) -> list[Tensor]:
