@@ -22,7 +22,7 @@ from many import Figures, make_adapters, texts, traffic
 from attentune.backbones import load_backbone
 from attentune.serving import Ask, Engine
 
-CLIENTS, ITEMS = 8, 32
+CLIENTS, ITEMS, MESSAGES = 8, 32, 5
 Item = tuple[str, str]
 """Task and text."""
 
@@ -53,7 +53,7 @@ def server(folder: Path, sizes: argparse.Namespace) -> Figures:
             return [str(one["answer"]["label"]) for one in content["answers"]]
 
         expected: dict[Item, str] = {}
-        every = [(task, text) for task in names for text in texts()[:20]]
+        every = [(task, text) for task in names for text in texts()[:MESSAGES]]
         for start in range(0, len(every), 2000):
             some = every[start : start + 2000]
             expected.update(zip(some, by_engine(some), strict=True))
@@ -167,5 +167,5 @@ def steady(
 
 
 def some(names: list[str], draw: random.Random, count: int) -> list[Item]:
-    """Tasks by Zipf's law, each with one of twenty messages."""
-    return [(task, draw.choice(texts()[:20])) for task in traffic(names, count, "zipf", draw.randrange(1 << 30))]
+    """Tasks by Zipf's law, each with one of a few messages."""
+    return [(task, draw.choice(texts()[:MESSAGES])) for task in traffic(names, count, "zipf", draw.randrange(1 << 30))]
