@@ -68,7 +68,7 @@ def test_adopted_answers_are_those_of_peft(case: str, tmp_path: Path) -> None:
     )
     bank = Bank(str(tmp_path / "base"))
     bank.add("adopted", folder)
-    found = bank(adapter_names=["adopted"] * 3, **inputs).logits
+    found = bank(adapter_names=["adopted"] * 3, **dict[str, Any](inputs)).logits
     assert found is not None
     keep = inputs["attention_mask"].bool() if "tags" in case else ...
     torch.testing.assert_close(found[keep], wanted[keep], atol=1e-5, rtol=1e-5)
@@ -80,7 +80,7 @@ def test_adopted_ones_share_batches_with_other_methods(tmp_path: Path) -> None:
     bank = Bank(str(tmp_path / "base"))
     bank.add("adopted", adopt(tmp_path / "lora", tmp_path / "ours", LABELS, str(tmp_path / "base")))
     bank.add("ours", adapter(load_backbone(str(tmp_path / "base")), tmp_path / "pasta", "pasta"))
-    inputs = batch_of("bert", (9, 12))
+    inputs: dict[str, Any] = dict(batch_of("bert", (9, 12)))
     mixed = bank(adapter_names=["adopted", "ours"], **inputs).logits
     alone = bank(adapter_names=["adopted", "adopted"], **inputs).logits
     assert mixed is not None

@@ -22,7 +22,7 @@ from attentune.training.train import train
 
 UPPER = [form for form in FORMS if form.method in ("tiny_attention", "pasta", "kernel_mix")]
 ENCODERS = [kind for kind, animal in ZOO.items() if not animal.generates]
-ONE = {"layers_to_transform": [1]}
+ONE: dict[str, Any] = {"layers_to_transform": [1]}
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -39,18 +39,19 @@ def first_of(out: Any) -> Tensor:
 @pytest.mark.parametrize("form", UPPER, ids=lambda form: form.label)
 def test_no_graph_below_the_first_edited_block(form: Form, kind: str, checkpointing: bool) -> None:
     model = adapted(form, kind, **ONE).train()
+    base: Any = model.get_base_model()
     if checkpointing:
         with warnings.catch_warnings():
             # transformers renames it; both names must work over the versions that attentune supports.
             warnings.simplefilter("ignore", FutureWarning)
-            model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+            base.gradient_checkpointing_enable({"use_reentrant": False})
         ask_no_input_gradients(model)
     left: list[Tensor] = []
     blocks = blocks_of(model)
     for block in blocks:
         block.register_forward_hook(lambda module, args, out: left.append(first_of(out)))
     embedded: list[Tensor] = []
-    model.get_base_model().get_input_embeddings().register_forward_hook(lambda module, args, out: embedded.append(out))
+    base.get_input_embeddings().register_forward_hook(lambda module, args, out: embedded.append(out))
     batch: dict[str, Any] = dict(batch_of(kind))
     if ZOO[kind].causal:
         batch["use_cache"] = False

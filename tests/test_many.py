@@ -145,7 +145,8 @@ def test_one_that_fails_does_not_keep_the_others(quiet: dict[str, Path], tmp_pat
     assert set(again) == {"good", "odd", "last"}
     assert again["good"].metrics == results["good"].metrics
     assert (tmp_path / "all" / "good" / store.WEIGHTS).stat().st_mtime_ns == before
-    changed = train_many({"good": good}, tmp_path / "all", where, resume=True, **{**QUICK, "epochs": 1})
+    shorter: dict[str, Any] = {**QUICK, "epochs": 1}
+    changed = train_many({"good": good}, tmp_path / "all", where, resume=True, **shorter)
     assert changed["good"].metrics["run"]["steps"] < results["good"].metrics["run"]["steps"]
     assert not (tmp_path / "all.training").exists()
 
