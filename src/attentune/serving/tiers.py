@@ -31,12 +31,11 @@ class Tier:
         self.drop(key)
         self.rows[key] = row
         self.bytes += row.nbytes
-        if self.limit is None:
-            return
-        for old in [k for k in self.rows if k != key and k not in pinned] if self.bytes > self.limit else []:
-            self.drop(old)
-            if self.bytes <= self.limit:
-                break
+        while self.limit is not None and self.bytes > self.limit:
+            oldest = next((k for k in self.rows if k != key and k not in pinned), None)
+            if oldest is None:
+                return
+            self.drop(oldest)
 
     def drop(self, key: Hashable) -> None:
         """Forget a row, if it is here."""
