@@ -11,6 +11,7 @@ that the process was computing, so that other work on the machine does not count
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -142,7 +143,7 @@ def main() -> None:
     measure(arguments.methods[0], Size(tasks=1, rows=8, validation=8, epochs=1), 1)
     cuda = torch.cuda.is_available()
     result: dict[str, Any] = {
-        "command": "python benchmarks/together.py",
+        "command": " ".join(["python benchmarks/together.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "seconds_are": "of the clock, on a GPU" if cuda else "computed by one process on a CPU",
         "where": {**where(), **({"gpu": torch.cuda.get_device_name()} if cuda else {})},
