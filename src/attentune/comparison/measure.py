@@ -92,21 +92,24 @@ PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch", "attent
 
 
 def where() -> dict[str, Any]:
-    """The `meta_info` of peft: packages and machine."""
+    """The `meta_info` of peft: packages and machine, without what tells whose machine it is.
+
+    That is the kernel's release, and the paths with which torch was built.
+    """
     cuda = torch.cuda.is_available()
     return {
         "package_info": {f"{name}-version": _version(name) for name in PACKAGES},
         "system_info": {
             "system": platform.system(),
-            "release": platform.release(),
-            "version": platform.version(),
             "machine": platform.machine(),
             "processor": platform.processor(),
             "accelerator": torch.cuda.get_device_name() if cuda else "none",
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
         },
-        "pytorch_info": torch.__config__.show(),
+        "pytorch_info": "\n".join(
+            line for line in torch.__config__.show().splitlines() if "Build settings" not in line
+        ),
     }
 
 
