@@ -5,7 +5,7 @@ import random
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -100,17 +100,27 @@ def make_adapters(base: Any, folder: Path, method: str, count: int) -> list[Path
     return made
 
 
-def in_turn(contenders: dict[str, Callable[[int], Any]], rounds: int, warm: int = 3) -> dict[str, float]:
-    """Seconds of each, the median over rounds; round i gets batch i."""
+def in_turn(contenders: Mapping[str, Callable[[int], Any]], rounds: int, warm: int = 3) -> dict[str, list[float]]:
+    """Seconds of each, round by round, A B C A B C, after some rounds to warm up; round i gets batch i."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
+    for i in range(rounds + warm):
+        for name, run in contenders.items():
+            begin = time.perf_counter()
+            run(i)
+            if i >= warm:
+                times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def medians(contenders: Mapping[str, Callable[[int], Any]], rounds: int, warm: int = 3) -> dict[str, float]:
+    """The median seconds of each, without gradients."""
     with torch.inference_mode():
-        for i in range(rounds + warm):
-            for name, run in contenders.items():
-                begin = time.perf_counter()
-                run(i)
-                if i >= warm:
-                    times[name].append(time.perf_counter() - begin)
-    return {name: median(each) for name, each in times.items()}
+        return {name: median(each) for name, each in in_turn(contenders, rounds, warm).items()}
+
+
+def ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """Median of the rounds' ratios."""
+    return median(a / b for a, b in zip(times, others, strict=True))
 
 
 def traffic(names: Sequence[str], rows: int, kind: str, seed: int) -> list[str]:

@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from many import in_turn, ratio
 from methods import RESULTS, where
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, logging
@@ -74,15 +75,15 @@ def measure(size: str, length: int, rows: int, names: list[str], rounds: int) ->
     models, batch = contenders(names, size, length), tokens(rows, length)
     bare = backbone(size, length)
     wide = tokens(rows, length + 8)
-    forwards: dict[str, Callable[[], Any]] = {
-        "bare": lambda: bare(**batch),
-        "bare at T + m": lambda: bare(**wide),
-        **{name: lambda model=model: model(**batch) for name, model in models.items()},
+    forwards: dict[str, Callable[[int], Any]] = {
+        "bare": lambda _: bare(**batch),
+        "bare at T + m": lambda _: bare(**wide),
+        **{name: lambda _, model=model: model(**batch) for name, model in models.items()},
     }
     if "kernel_mix" in models:
         merged: Any = contenders(["kernel_mix"], size, length)["kernel_mix"]
         merged.merge_adapter()
-        forwards["kernel_mix, merged"] = lambda: merged(**batch)
+        forwards["kernel_mix, merged"] = lambda _: merged(**batch)
     with torch.inference_mode():
         forward = in_turn(forwards, rounds)
     steps = {name: step_of(model.train(), batch) for name, model in models.items()}
@@ -104,13 +105,13 @@ def measure(size: str, length: int, rows: int, names: list[str], rounds: int) ->
     return lines
 
 
-def step_of(model: nn.Module, batch: Batch) -> Callable[[], None]:
+def step_of(model: nn.Module, batch: Batch) -> Callable[[int], None]:
     """One training step."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-4)
     labels = torch.arange(len(batch["input_ids"])) % TASK.num_outputs
 
-    def step() -> None:
+    def step(_: int) -> None:
         loss = nn.functional.cross_entropy(model(**batch).logits, labels)
         loss.backward()
         optimiser.step()
@@ -119,7 +120,7 @@ def step_of(model: nn.Module, batch: Batch) -> Callable[[], None]:
     return step
 
 
-def kept_bytes(step: Callable[[], None]) -> int:
+def kept_bytes(step: Callable[[int], None]) -> int:
     """Of the tensors that autograd keeps, storage by storage; those of parameters do not count."""
     seen: dict[int, int] = {}
 
@@ -129,25 +130,8 @@ def kept_bytes(step: Callable[[], None]) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        step()
+        step(0)
     return sum(seen.values())
-
-
-def in_turn(runs: dict[str, Callable[[], Any]], rounds: int, warm: int = 2) -> dict[str, list[float]]:
-    """Seconds of each, turn by turn."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + warm):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if turn >= warm:
-                times[name].append(time.perf_counter() - begin)
-    return times
-
-
-def ratio(times: list[float], others: list[float]) -> float:
-    """Median of the turns' ratios."""
-    return median(a / b for a, b in zip(times, others, strict=True))
 
 
 def markdown(results: dict[str, Any]) -> str:

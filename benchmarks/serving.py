@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 import torch
 from load import server
-from many import LABELS, PROMPTS, Batch, Figures, batches, in_turn, make_adapters, texts, traffic
+from many import LABELS, PROMPTS, Batch, Figures, batches, make_adapters, medians, texts, traffic
 from many import OPTIONS as METHODS
 from methods import RESULTS, where
 from peft import LoraConfig, get_peft_model
@@ -75,7 +75,7 @@ def throughput(folder: Path, sizes: argparse.Namespace) -> Figures:
                     bank(given[i].ids, given[i].mask, traffic(names, sizes.rows, kind, i))
 
                 contenders[f"{count:,} tasks, {kind}"] = bank_run
-        seconds = in_turn(contenders, sizes.rounds)
+        seconds = medians(contenders, sizes.rounds)
         reference = seconds["bare at T + m" if prompt else "bare"]
         found[method] = {
             **{name: reference / value for name, value in seconds.items() if not name.startswith("bare")},
@@ -119,7 +119,7 @@ def against_peft(folder: Path, sizes: argparse.Namespace) -> Figures:
         def loop(i: int, given: Sequence[Batch] = given) -> None:
             lora(input_ids=given[i].ids, attention_mask=given[i].mask, adapter_names=names)
 
-        seconds = in_turn(
+        seconds = medians(
             {
                 "mixed batch": mixed,
                 "our set_adapter, row by row": one_by_one,
@@ -171,7 +171,7 @@ def engine(folder: Path, sizes: argparse.Namespace) -> Figures:
             rows = [{k: encoded[k][j] for k in encoded} for j in order[start : start + 64]]
             bare(**tokenizer.pad(rows, return_tensors="pt"))
 
-    seconds = in_turn({"engine": answer, "backbone": backbone}, max(sizes.rounds // 2, 2), 1)
+    seconds = medians({"engine": answer, "backbone": backbone}, max(sizes.rounds // 2, 2), 1)
     loaded.close()
     return {
         "texts a second": 512 / seconds["engine"],

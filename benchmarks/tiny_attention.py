@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from many import in_turn, ratio
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from methods import RESULTS, where
@@ -67,24 +68,18 @@ def measure(name: str, length: int, rounds: int) -> Row:
     product = product_of(q, k, None)
     chosen = plan(product)
     assert chosen is not None
-    runs: dict[str, Callable[[], Tensor]] = {
-        "exact": lambda: F.scaled_dot_product_attention(q, k, v),
-        "linear": lambda: attend(q, k, v, None, chosen),
+    runs: dict[str, Callable[[int], Tensor]] = {
+        "exact": lambda _: F.scaled_dot_product_attention(q, k, v),
+        "linear": lambda _: attend(q, k, v, None, chosen),
     }
-    times: dict[str, list[float]] = {run: [] for run in runs}
     with torch.inference_mode():
-        found = {run: call() for run, call in runs.items()}
-        for _ in range(rounds):
-            for run, call in runs.items():
-                begin = time.perf_counter()
-                call()
-                times[run].append(time.perf_counter() - begin)
+        found = {run: call(0) for run, call in runs.items()}
+        times = in_turn(runs, rounds, warm=1)
         truth = in_float64(q, k, v)
     errors = {f"error of {run}": float((out - truth).abs().max() / v.abs().max()) for run, out in found.items()}
     ms = {f"{run}, ms": 1000 * median(each) for run, each in times.items()}
-    ratio = median(a / b for a, b in zip(times["exact"], times["linear"], strict=True))
     row = {"case": name, "T": length, "product": product, "panels": chosen.panels, "nodes": chosen.nodes}
-    return {**row, **ms, "times as fast": ratio, **errors}
+    return {**row, **ms, "times as fast": ratio(times["exact"], times["linear"]), **errors}
 
 
 def in_float64(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
