@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, DistilBertConfig, DistilBertMode
 
 from attentune import backbones
 from attentune.backbones import (
+    ATTENTION_DROPOUT,
     MINILM_ID,
     fingerprint,
     hub_id,
@@ -20,7 +21,8 @@ from attentune.backbones import (
     revision,
     same_backbone,
 )
-from attentune.errors import ConfigError, StoreError
+from attentune.errors import ConfigError, StoreError, UnsupportedError
+from laws.zoo import ZOO
 
 
 def test_names(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +63,32 @@ def test_loading(tiny_bert: Path) -> None:
     assert not model.training
     assert revision(model) is None
     assert load_backbone(str(tiny_bert), torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "bart", "modernbert"])
+def test_attention_dropout_is_switched_off(name: str, tmp_path: Path) -> None:
+    """Of all architectures' dropout the attention's alone is changed: with the others at 0, training equals evaluation."""
+    torch.manual_seed(0)
+    config = ZOO[name].build().config
+    for field in vars(config):
+        if "drop" in field:
+            setattr(config, field, 0.5 if field in ATTENTION_DROPOUT else 0.0)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    inputs = torch.randint(5, 30, (2, 6))
+
+    def moved(dropout: float | None) -> bool:
+        model = load_backbone(str(tmp_path), attention_dropout=dropout)
+        still = model(inputs).last_hidden_state
+        return not torch.allclose(model.train()(inputs).last_hidden_state, still)
+
+    assert moved(None)
+    assert not moved(0.0)
+
+
+def test_attention_without_a_dropout_of_its_own(tmp_path: Path) -> None:
+    ZOO["t5"].build().config.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match="has no dropout of attention weights by itself; wanted a config with"):
+        load_backbone(str(tmp_path), attention_dropout=0.0)
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

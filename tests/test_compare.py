@@ -372,6 +372,15 @@ def test_half_precision_carries_frozen_weights(sets: Path, tiny_bert: Path) -> N
         assert record["run_info"]["error_msg"] == ""
 
 
+@pytest.mark.parametrize("name", ["pasta", "full"])
+def test_attention_dropout_is_that_of_the_conditions(sets: Path, tiny_bert: Path, name: str) -> None:
+    own, none = (
+        execute(a_run(sets / "tone", name, quick(tiny_bert, attention_dropout=dropout)))["train_info"]["metrics"]
+        for dropout in (None, 0.0)
+    )
+    assert [x["train loss"] for x in own] != [x["train loss"] for x in none]
+
+
 def test_only_what_a_contender_trains_changes(tiny_bert: Path, sets: Path) -> None:
     data = load_set(str(sets / "tone")).data
     task, conditions = task_of(data), quick(tiny_bert)
@@ -428,8 +437,9 @@ def test_a_run_is_known_by_all_that_decides_it(sets: Path, tiny_bert: Path) -> N
     others = [
         replace(run, rate=0.5), replace(run, seed=1), replace(run, rows="0" * 16), replace(run, options={}),
         replace(run, conditions=replace(run.conditions, epochs=2)),
+        a_run(sets / "tone", "pasta", quick(tiny_bert, attention_dropout=0.0)),
     ]  # fmt: skip
-    assert len({run.hash, *(other.hash for other in others)}) == 6
+    assert len({run.hash, *(other.hash for other in others)}) == 7
     assert replace(run, source="elsewhere").hash == run.hash
 
 

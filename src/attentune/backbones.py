@@ -42,6 +42,8 @@ ESSENTIALS = (
 )  # fmt: skip
 """The config fields of the fingerprint: those that say what the weights are, and that no release of a library adds."""
 
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+
 
 def hub_id(name: str) -> str:
     """The name that saved configs carry: the hub id for `minilm`, any other name as it is."""
@@ -77,20 +79,25 @@ def _packaged_minilm() -> Path | None:
     return weights.parent
 
 
-def load_backbone(name: str, dtype: torch.dtype | None = None, writes: bool = False) -> PreTrainedModel:
+def load_backbone(
+    name: str, dtype: torch.dtype | None = None, writes: bool = False, attention_dropout: float | None = None
+) -> PreTrainedModel:
     """The bare transformer of a name, in evaluation mode; in `dtype`, else in that of its file.
 
-    With `writes` its language head comes along, for generation.
+    With `writes` its language head comes along, for generation. `attention_dropout` is the dropout of attention weights
+    while training, by default the backbone's own.
 
     Raises:
         ConfigError: there is no such backbone.
-        UnsupportedError: it is asked to write, and is an encoder alone.
+        UnsupportedError: it is asked to write, and is an encoder alone; its attention has no dropout of its own (T5).
     """
     where = resolve(name)
     try:
         config = AutoConfig.from_pretrained(where)
         if config.model_type == "big_bird":
             config.attention_type = "original_full"
+        if attention_dropout is not None:
+            setattr(config, _attention_dropout(name, config), attention_dropout)
         kind = _writer(name, config) if writes else AutoModel
         with quiet():
             model = kind.from_pretrained(where, config=config, dtype=dtype or "auto")
@@ -101,6 +108,17 @@ def load_backbone(name: str, dtype: torch.dtype | None = None, writes: bool = Fa
             f"no backbone {name!r}: wanted minilm, a folder or a hub id ({_first_line(error)})"
         ) from error
     return cast("PreTrainedModel", model.eval())
+
+
+def _attention_dropout(name: str, config: Any) -> str:
+    """The config's field for the dropout of attention weights."""
+    found = next((field for field in ATTENTION_DROPOUT if hasattr(config, field)), None)
+    if found is None:
+        raise UnsupportedError(
+            f"{name} ({config.model_type}) has no dropout of attention weights by itself; wanted a config with "
+            f"{', '.join(ATTENTION_DROPOUT[:-1])} or {ATTENTION_DROPOUT[-1]}. Leave out attention_dropout"
+        )
+    return found
 
 
 def _writer(name: str, config: Any) -> Any:

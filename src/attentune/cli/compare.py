@@ -27,6 +27,9 @@ def compare_command(
     max_length: Annotated[int | None, typer.Option(help="Most tokens of a row. [default: the recipe's]")] = None,
     precision: Annotated[str, typer.Option(help="Of training: auto, float32 or bfloat16.")] = "auto",
     frozen: Annotated[str, typer.Option(help="Of frozen weights: float32, bfloat16 or float16.")] = "float32",
+    attention_dropout: Annotated[
+        float | None, typer.Option(help="Of attention weights while training. [default: the backbone's]")
+    ] = None,
     backbone: Annotated[str, typer.Option(help="minilm, a folder, or a hub id.")] = "minilm",
     workers: Annotated[int, typer.Option(help="Processes that share the runs.")] = 1,
     ray: Annotated[
@@ -64,7 +67,15 @@ def compare_command(
             names() if methods == "all" else [name.strip() for name in methods.split(",")],
             output,
             Conditions(
-                backbone, rows, test_rows, epochs, batch_size, max_length, cast("Any", precision), cast("Any", frozen)
+                backbone=backbone,
+                rows=rows,
+                test_rows=test_rows,
+                epochs=epochs,
+                batch_size=batch_size,
+                max_length=max_length,
+                precision=cast("Any", precision),
+                frozen=cast("Any", frozen),
+                attention_dropout=attention_dropout,
             ),
             rates=rates,
             seeds=seeds,

@@ -109,6 +109,7 @@ def recipe_for(name: str, kind: str, pair: bool, conditions: Conditions) -> Reci
         "training.patience": 0,
         "training.precision": conditions.precision,
         "training.batch_size": conditions.batch_size,
+        "training.attention_dropout": conditions.attention_dropout,
         "task.max_length": conditions.max_length,
     }
     return recipe.override({key: value for key, value in changes.items() if value is not None})

@@ -30,6 +30,8 @@ class Conditions:
     """Of matrix products while training."""
     frozen: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the frozen weights are carried in; what is trained is float32."""
+    attention_dropout: float | None = None
+    """Of the backbone's attention weights while training; None: the backbone's own."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "test_rows", "epochs"):
@@ -68,6 +70,8 @@ class Run:
         """What the result depends on, as plain JSON values; the places of files are not among it."""
         key = asdict(self)
         del key["source"]
+        # Where it is set it stands among the options; runs without it keep their names.
+        del key["conditions"]["attention_dropout"]
         return json.loads(json.dumps(key))
 
     @property

@@ -121,7 +121,8 @@ class _Fit:
 
     def _backbone(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         name = self.run.conditions.backbone
-        base = load_backbone(name, getattr(torch, self.run.conditions.frozen))
+        dropout = self.run.conditions.attention_dropout
+        base = load_backbone(name, getattr(torch, self.run.conditions.frozen), attention_dropout=dropout)
         return base, load_tokenizer(name, base)
 
     def record(self, folder: Path) -> Record:

@@ -24,8 +24,8 @@ class Ground:
         return replace(self, base=cast("PreTrainedModel", twin(self.base)))
 
 
-def ground_of(backbone: str, writes: bool = False) -> Ground:
-    """Load a backbone; with `writes` its language head too."""
-    base = load_backbone(backbone, writes=writes)
+def ground_of(backbone: str, writes: bool = False, attention_dropout: float | None = None) -> Ground:
+    """Load a backbone; with `writes` its language head too, with `attention_dropout` in place of its own."""
+    base = load_backbone(backbone, writes=writes, attention_dropout=attention_dropout)
     origin = Backbone(hub_id(backbone), fingerprint(base), revision(base))
     return Ground(backbone, base, load_tokenizer(backbone, base), origin)

@@ -100,6 +100,9 @@ class TrainingOptions:
     eval_steps: int = option(0, "steps between evaluations (and checkpoints); 0: once an epoch")
     precision: Literal["auto", "float32", "bfloat16"] = option("auto", "auto: bfloat16 on GPUs that have it")
     checkpointing: bool = option(False, "compute activations anew in the backward pass: long texts in less memory")
+    attention_dropout: float | None = option(
+        None, "dropout of the backbone's attention weights; by default its own. 0 lets long texts train faster"
+    )
     cache_frozen: bool = option(
         False, "compute once for each row what leaves the blocks below the first edited one; dropout there does not act"
     )
