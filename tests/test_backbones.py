@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from laws.zoo import ZOO
 from transformers import AutoConfig, AutoModel, DistilBertConfig, DistilBertModel, PreTrainedTokenizerBase
 
 from attentune import backbones
@@ -22,7 +23,6 @@ from attentune.backbones import (
     same_backbone,
 )
 from attentune.errors import ConfigError, StoreError, UnsupportedError
-from laws.zoo import ZOO
 
 
 def test_names(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_loading(tiny_bert: Path) -> None:
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "bart", "modernbert"])
 def test_attention_dropout_is_switched_off(name: str, tmp_path: Path) -> None:
-    """Of all architectures' dropout the attention's alone is changed: with the others at 0, training equals evaluation."""
+    """The attention alone is changed: with all other dropout at 0, training equals evaluation."""
     torch.manual_seed(0)
     config = ZOO[name].build().config
     for field in vars(config):
