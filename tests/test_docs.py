@@ -1,6 +1,7 @@
 """Every code block of the documents runs, in order, offline, in an empty folder of its own.
 
-- ```python blocks of one document share one namespace. No block may be excused.
+- ```python blocks of one document share one namespace. No block may be excused. An ```output block after one is what
+  it prints on stdout, compared as below.
 - ```console blocks: each `$ attentune ...` runs (a trailing backslash continues it) and must succeed; other commands
   are for the reader. If lines follow, they must be what the command prints on stdout: blank lines and runs of spaces do
   not count; a line `...` stands for any lines, `...` within a line for any text; a number written with decimals may
@@ -9,6 +10,7 @@
 A document runs in a process of its own (this file as a script), since an example may register a method.
 """
 
+import io
 import math
 import os
 import re
@@ -16,6 +18,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,9 +85,15 @@ def squeezed(lines: list[str]) -> list[str]:
     return [" ".join(line.split()) for line in lines if line.strip()]
 
 
-def run_python(document: Path, block: Block, namespace: dict[str, Any]) -> None:
+def run_python(document: Path, block: Block, shown: Block | None, namespace: dict[str, Any]) -> None:
     padding = "\n" * (block.line - 1)  # so that a traceback shows the line of the document
-    exec(compile(padding + "\n".join(block.lines), str(document), "exec"), namespace)
+    code = compile(padding + "\n".join(block.lines), str(document), "exec")
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(code, namespace)
+    if shown is not None:
+        found = printed.getvalue()
+        where = f"{document.name}, block at line {block.line}"
+        assert same_output(squeezed(shown.lines), squeezed(found.splitlines())), f"{where} printed\n{found}"
 
 
 def run_console(document: Path, block: Block) -> None:
@@ -102,11 +111,14 @@ def run_console(document: Path, block: Block) -> None:
 
 def run_document(document: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for block in blocks_of(document.read_text(encoding="utf-8")):
+    blocks = list(blocks_of(document.read_text(encoding="utf-8")))
+    for before, block, after in zip([None, *blocks], blocks, [*blocks[1:], None], strict=False):
         if block.info == "python":
-            run_python(document, block, namespace)
+            run_python(document, block, after if after and after.info == "output" else None, namespace)
         elif block.info == "console":
             run_console(document, block)
+        elif block.info == "output":
+            assert getattr(before, "info", None) == "python", f"{document.name}, line {block.line}: the output of what?"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
