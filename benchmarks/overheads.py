@@ -1,18 +1,20 @@
 """What one adapter costs: forward against the bare backbone, a training step and its memory against peft's LoRA.
 
-    python benchmarks/overheads.py            # some twenty minutes on one core
+    python benchmarks/overheads.py            # half an hour on one core
     python benchmarks/overheads.py --quick
 
 All contenders get the same random tokens in turn, A B C A B C, in float32, after a warm-up of each; ratios are medians
-over turns. Backbones are BERTs with random weights of the sizes of MiniLM-L6, base and large. A training step is loss,
-gradients and AdamW. Memory is that of the tensors which autograd keeps for the backward pass, beside the parameters.
+over turns, of processor time. Backbones are BERTs with random weights of the sizes of MiniLM-L6, base and large, with
+no dropout of attention weights. A training step is loss, gradients and AdamW. Memory is that of the tensors that
+autograd keeps for the backward pass, beside the parameters.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from statistics import median
 from typing import Any
 
@@ -26,15 +28,19 @@ from attentune.backbones import load_backbone, load_tokenizer
 from attentune.comparison.contenders import build, contender, recipe_for
 from attentune.comparison.plan import Conditions
 from attentune.methods import METHODS
+from attentune.model import twin
 from attentune.tasks import Classification
 
 SIZES = {"small": (384, 6, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
 """Hidden size, layers, heads."""
-PLACES = (("small", 64, 16), ("small", 512, 2), ("small", 4096, 1), ("base", 64, 8), ("base", 512, 1), ("large", 64, 4))
+PEERS = ("lora", "prefix_tuning", "prompt_tuning", "full")
+PLACES = (("small", 64, 16), ("small", 512, 2), ("base", 64, 8), ("base", 512, 1), ("large", 64, 4), ("small", 4096, 1))
 """Size, T, B."""
-OTHERS = ("lora", "prefix_tuning", "prompt_tuning", "full")
+LONG = 4096
+"""At this length LoRA is the only peer, and rounds are a third."""
 PROMPTS = {"prefix_propagation", "attempt", "prompt_tuning"}
 """They lengthen the sequence, and are measured against the backbone at T + m, too."""
+WARM = 2
 TASK = Classification(("a", "b", "c", "d"))
 Batch = dict[str, Tensor]
 
@@ -49,6 +55,7 @@ def backbone(size: str, length: int) -> Any:
         num_attention_heads=heads,
         intermediate_size=4 * hidden,
         max_position_embeddings=max(length + 32, 512),
+        attention_probs_dropout_prob=0.0,
     )
     return BertModel(config, add_pooling_layer=False).eval()
 
@@ -60,20 +67,21 @@ def tokens(rows: int, length: int) -> Batch:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def contenders(names: list[str], size: str, length: int) -> dict[str, nn.Module]:
-    """Each on a backbone of its own."""
+def contenders(names: Sequence[str], base: Any, length: int) -> dict[str, nn.Module]:
+    """Each over the same weights, but for full fine-tuning, which changes them."""
     tokenizer = load_tokenizer("minilm", load_backbone("minilm"))
     found: dict[str, nn.Module] = {}
     for name in names:
         recipe = recipe_for(name, "classification", False, Conditions(max_length=length))
-        found[name] = build(name, backbone(size, length), tokenizer, TASK, recipe).model.eval()
+        own: Any = deepcopy(base) if name == "full" else twin(base)
+        found[name] = build(name, own, tokenizer, TASK, recipe).model.eval()
     return found
 
 
-def measure(size: str, length: int, rows: int, names: list[str], rounds: int) -> list[dict[str, Any]]:
+def measure(size: str, length: int, rows: int, names: Sequence[str], rounds: int) -> list[dict[str, Any]]:
     """A line a contender."""
-    models, batch = contenders(names, size, length), tokens(rows, length)
     bare = backbone(size, length)
+    models, batch = contenders(names, bare, length), tokens(rows, length)
     wide = tokens(rows, length + 8)
     forwards: dict[str, Callable[[int], Any]] = {
         "bare": lambda _: bare(**batch),
@@ -81,14 +89,14 @@ def measure(size: str, length: int, rows: int, names: list[str], rounds: int) ->
         **{name: lambda _, model=model: model(**batch) for name, model in models.items()},
     }
     if "kernel_mix" in models:
-        merged: Any = contenders(["kernel_mix"], size, length)["kernel_mix"]
+        merged: Any = contenders(["kernel_mix"], deepcopy(bare), length)["kernel_mix"]
         merged.merge_adapter()
         forwards["kernel_mix, merged"] = lambda _: merged(**batch)
     with torch.inference_mode():
-        forward = in_turn(forwards, rounds)
+        forward = in_turn(forwards, rounds, WARM, time.process_time)
     steps = {name: step_of(model.train(), batch) for name, model in models.items()}
     kept = {name: kept_bytes(step) for name, step in steps.items()}
-    step = in_turn(steps, rounds)
+    step = in_turn(steps, rounds, WARM, time.process_time)
     lines: list[dict[str, Any]] = []
     for name in forwards:
         reference = "bare at T + m" if name in PROMPTS else "bare"
@@ -169,12 +177,12 @@ def main() -> None:
     given = parser.parse_args()
     logging.set_verbosity_error()
     torch.set_num_threads(given.threads)
-    places, names = PLACES, [*METHODS, *OTHERS]
-    if given.quick:
-        places, names, given.rounds = PLACES[:1], ["pasta", "kernel_mix", "lora"], 3
+    places = PLACES[:1] if given.quick else PLACES
     rows: list[dict[str, Any]] = []
     for size, length, count in places:
-        rows += measure(size, length, count, names, given.rounds)
+        peers, rounds = (PEERS[:1], given.rounds // 3) if length == LONG else (PEERS, given.rounds)
+        names = ["pasta", "kernel_mix", "lora"] if given.quick else [*METHODS, *peers]
+        rows += measure(size, length, count, names, 3 if given.quick else rounds)
         print(json.dumps(rows[-len(names) :]), file=sys.stderr)
     results = {"where": where(), "date": time.strftime("%Y-%m-%d %H:%M"), "rows": rows}
     print(markdown(results))

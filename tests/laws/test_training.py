@@ -51,6 +51,26 @@ def test_only_adapters_get_gradients_and_all_of_them(form: Form, kind: str) -> N
         assert torch.equal(dict(model.named_parameters())[name], value)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in ZOO if kind != "mpnet"])
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not"])
+def test_checkpointing_draws_the_same_dropout_again(kind: str, reentrant: bool) -> None:
+    """Kernel-mix hands dropped inputs from one site to another; a block that is run again must hand on the same."""
+    base: Any = adapted(Form("kernel_mix"), kind, dropout=0.5).train()
+    batch: dict[str, Any] = {**batch_of(kind), **({"use_cache": False} if ZOO[kind].causal else {})}
+    torch.manual_seed(0)
+    expected = gradients(base, batch)
+    model = base.get_base_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    torch.manual_seed(0)
+    found = gradients(base, batch)
+    for name, grad in found.items():
+        torch.testing.assert_close(grad, expected[name], atol=1e-5, rtol=1e-4)
+
+
 @cells
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not"])
 def test_checkpointing_gives_equal_gradients(form: Form, kind: str, reentrant: bool) -> None:

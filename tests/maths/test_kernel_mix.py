@@ -179,6 +179,18 @@ def test_dropout_acts_in_training_only(site):
     assert not torch.equal(answers[0], answers[2])
 
 
+def test_sites_that_read_the_same_share_a_mask_of_dropout():
+    """With the same x and the same maps q and v add the same; with a copy of x they do not."""
+    draw, cfg = Drawer(0, 1), KernelMixConfig(dropout=0.5, biases=False, q_rank=0, v_rank=0, q_shared_rank=4)
+    p, _, out = draw_site(draw, Site.QUERY, cfg, 2, 3, 6)
+    x, y = draw.tensor(2, 4, 6), draw.tensor(2, 4, out)
+    frame = Frame(None, None, 4, training=True)
+    query = edit_query(cfg, p, x, y, frame)
+    assert torch.equal(query, edit_value(cfg, p, x, y, frame))
+    edit_query(cfg, p, x, y, frame)
+    assert not torch.equal(query, edit_value(cfg, p, x.clone(), y, frame))
+
+
 @pytest.mark.parametrize("how", ROWS)
 def test_gradients(how):
     draw = Drawer(1, 2, how)

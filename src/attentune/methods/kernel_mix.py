@@ -143,6 +143,19 @@ def _dropped(cfg: KernelMixConfig, frame: Frame, x: Tensor) -> Tensor:
     return F.dropout(x, cfg.dropout) if frame.training and cfg.dropout else x
 
 
+def _handed_on(cfg: KernelMixConfig, frame: Frame, x: Tensor) -> Tensor:
+    """The dropped x for q, which v of the same block takes over: a mask less to draw, a tensor less to keep."""
+    dropped = _dropped(cfg, frame, x)
+    frame.memo["dropped"] = (x, dropped)
+    return dropped
+
+
+def _taken_over(cfg: KernelMixConfig, frame: Frame, x: Tensor) -> Tensor:
+    # Taken out, so that a block that is run again for its gradients draws what it drew before.
+    given, dropped = frame.memo.pop("dropped", (None, None))
+    return dropped if given is x else _dropped(cfg, frame, x)
+
+
 def _bias(p: Params) -> Tensor | None:
     """[R,H*d] (or [R,D] for o)"""
     return p["head_bias"].flatten(1) if "head_bias" in p else None
@@ -150,7 +163,7 @@ def _bias(p: Params) -> Tensor | None:
 
 def edit_query(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,D], y [B,T,H*d]"""
-    x = _dropped(cfg, frame, x)
+    x = _handed_on(cfg, frame, x)
     head = [per_head(x, p["head_a"], p["head_b"])] if "head_a" in p else []
     return add(y, head + _shared(cfg, p, x), _bias(p))
 
@@ -162,7 +175,7 @@ def edit_key(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame
 
 def edit_value(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,D], y [B,T,H*d]"""
-    x = _dropped(cfg, frame, x)
+    x = _taken_over(cfg, frame, x)
     head: list[Change] = []
     if "head_a" in p and cfg.v_base == "K":
         head = [from_heads(_dropped(cfg, frame, frame.seen[Site.KEY].to(y.dtype)), p["head_a"], p["head_b"])]
