@@ -34,8 +34,9 @@ check: $(STAMP)  ## format, lint, types, import direction
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest --quiet tests/test_layers.py
 
-docs: $(STAMP)  ## run every code block of the README, of CONTRIBUTING and of docs/
-	$(BIN)/python -m pytest tests/test_docs.py
+docs: $(STAMP)  ## run every code block of the documents, then build the site, docs/_build/html
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal docs/checks
+	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 bench: $(STAMP)  ## measure the methods side by side, the quick version
 	$(BIN)/python benchmarks/methods.py --quick

@@ -1,0 +1,47 @@
+"""README, CONTRIBUTING, and every page and notebook of docs/: each runs offline, in an empty folder and a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from blocks import excused
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+BUILT = ROOT / "docs" / "_build"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
+DOCUMENTS = [path for path in [*PAGES, *NOTEBOOKS] if BUILT not in path.parents]
+SECONDS_PER_DOCUMENT = 600
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_document(document: Path, tmp_path: Path) -> None:
+    is_page = document.suffix == ".md"
+    skipped = excused(document.read_text(encoding="utf-8")) if is_page else []
+    assert not skipped, f"write ```python or ```console, so that the block runs: {skipped}"
+    work = tmp_path / "work"
+    work.mkdir()
+    nowhere = "http://127.0.0.1:9"
+    environment = os.environ | {
+        "HF_HOME": str(tmp_path / "hub"),  # empty: no document may lean on what was downloaded before
+        "HF_HUB_OFFLINE": "1",
+        "HTTP_PROXY": nowhere,
+        "HTTPS_PROXY": nowhere,
+        "NO_PROXY": "127.0.0.1,localhost",  # a document may talk to the server that it starts
+        "COLUMNS": "120",
+        "NO_COLOR": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    done = subprocess.run(
+        [sys.executable, HERE / ("blocks.py" if is_page else "notebooks.py"), document],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_PER_DOCUMENT,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -1,0 +1,39 @@
+"""How the site is built: `make docs` runs every block of it first. Nothing is fetched, neither to build nor to read."""
+
+import sys
+from importlib.metadata import version as installed
+from pathlib import Path
+
+from pygments.lexers.special import TextLexer
+from sphinx.application import Sphinx
+
+sys.path.append(str(Path(__file__).parent / "_ext"))
+
+project = "attentune"
+author = "The attentune authors"
+copyright = f"2026, {author}"
+release = version = installed("attentune")
+
+extensions = ["myst_nb", "sphinx_copybutton", "mathml"]
+exclude_patterns = ["_build", "checks", "_ext"]
+nitpicky = True
+
+# Pages and notebooks are run by docs/checks; the site shows what they hold.
+nb_execution_mode = "off"
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = f"attentune {release}"
+html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["attentune.css"]
+html_show_sphinx = False
+copybutton_prompt_text = "$ "
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
+
+
+def setup(app: Sphinx) -> None:
+    """What python blocks print is shown in ```output blocks, as plain text."""
+    app.add_lexer("output", TextLexer)
