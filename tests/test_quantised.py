@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws.zoo import batch_of, model_of, rows_of
+from safetensors.torch import load_file
 from serving.kit import adapter
 
 import attentune
+from attentune import store
 from attentune.backbones import fingerprint, load_backbone
 from attentune.errors import ConfigError
 from attentune.quantised import Int8Linear, quantise
@@ -116,3 +118,32 @@ def test_what_cannot_be_quantised_is_refused(tiny_bert: Path) -> None:
     before = fingerprint(base)
     quantise(base, "int8")
     assert fingerprint(base) != before
+
+
+def test_the_gradient_passes_over_the_rounding_of_the_inputs() -> None:
+    torch.manual_seed(0)
+    layer, x, slope = Int8Linear(torch.randn(8, 16), torch.randn(8)), torch.randn(2, 5, 16), torch.randn(2, 5, 8)
+    y = layer(x.requires_grad_())
+    assert y.equal(layer(x.detach()))
+    y.backward(slope)
+    weight = layer.weight.float() * layer.scale[:, None]
+    torch.testing.assert_close(x.grad, slope @ weight, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["pasta", "tiny_attention", "prefix_propagation", "attempt", "kernel_mix"])
+@pytest.mark.parametrize("options", [{"quantise": "int8", "checkpointing": True}, {"dtype": "bfloat16"}])
+def test_adapters_learn_on_a_backbone_in_other_numbers(
+    tiny_bert: Path, tmp_path: Path, method: str, options: dict[str, Any]
+) -> None:
+    """What is trained is float32, fits the backbone of the file, and answers there nearly the same."""
+    rows = [
+        {"text": text, "label": tone} for text, tone in (("good film", "up"), ("bad rain", "down")) for _ in range(8)
+    ]
+    data = {"train": rows, "validation": rows}
+    done = attentune.train(data, method, tmp_path / "tone", str(tiny_bert), epochs=2, max_length=16, **options)
+    assert done.card.backbone.fingerprint == fingerprint(load_backbone(str(tiny_bert)))
+    assert {tensor.dtype for tensor in load_file(done.folder / store.WEIGHTS).values()} == {torch.float32}
+    how: dict[str, Any] = {"quantise": "int8"} if "quantise" in options else {"dtype": torch.bfloat16}
+    same, plain = (attentune.load(done.folder, str(tiny_bert), **chosen) for chosen in (how, {}))
+    for one, other in zip(same.predict(["good film"]), plain.predict(["good film"]), strict=True):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=0.05)

@@ -9,6 +9,8 @@ two blocks rows mixed still equal rows alone to 1e-5; over the six of MiniLM pro
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -35,10 +37,37 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[...,in] -> [...,out], in the dtype of x."""
-        rounded, scale = rounded_rows(x.reshape(-1, x.shape[-1]).float())
-        y = product(rounded, self.weight) * scale * self.scale
+        flat = x.reshape(-1, x.shape[-1]).float()
+        if flat.requires_grad and torch.is_grad_enabled():
+            y: Tensor = StraightThrough.apply(flat, self.weight, self.scale)
+        else:
+            y = scaled_product(flat, self.weight, self.scale)
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).unflatten(0, x.shape[:-1])
+
+
+class StraightThrough(torch.autograd.Function):
+    """The product forward; backward as if nothing had been rounded but the weight.
+
+    The rounding of x has no slope. To pass over it is the straight-through estimator (Bengio et al. 2013,
+    arXiv:1308.3432). Nothing is kept for the backward pass beside the weight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        return scaled_product(x, weight, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        weight, scale = ctx.saved_tensors
+        return (grads[0] * scale) @ weight.to(grads[0].dtype), None, None
+
+
+def scaled_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """X [N,in] in float, weight [out,in] in int8 with scale [out] -> [N,out]."""
+    rounded, scale_x = rounded_rows(x)
+    return product(rounded, weight) * scale_x * scale
 
 
 def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +93,7 @@ def exact_here(width: int = 512) -> bool:
 def quantise(model: nn.Module, how: str) -> None:
     """Replace every linear map inside the blocks of a backbone; embeddings, norms, poolers and heads stay as they are.
 
-    To be done before adapters are put in, and after `fingerprint`.
+    To be done before adapters are put in, and after `fingerprint`. Adapters can be trained on it.
 
     Raises:
         ConfigError: another quantisation than int8 is asked for.

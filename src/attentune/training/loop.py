@@ -72,7 +72,7 @@ def arguments(folder: Path, training: TrainingOptions, metric: str, name: str | 
         warmup_steps=training.warmup,
         max_grad_norm=training.clip,
         bf16=bf16,
-        use_cpu=not torch.accelerator.is_available(),
+        use_cpu=training.quantise is not None or not torch.accelerator.is_available(),
         eval_strategy=rhythm,
         eval_steps=every,
         save_strategy=rhythm,

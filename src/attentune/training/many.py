@@ -202,7 +202,7 @@ class _Crew:
         name, chosen = backbone_of(chosen, self.backbone)
         self.backbone = name
         if writes not in self._grounds:
-            self._grounds[writes] = ground_of(name, writes, chosen.training.attention_dropout)
+            self._grounds[writes] = ground_of(name, writes, chosen.training)
         if self.meeting is None and not writes:
             self.meeting = Meeting(self._grounds[writes], self.finished.folder / "frozen")
         return self._grounds[writes], chosen

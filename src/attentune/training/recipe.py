@@ -99,6 +99,10 @@ class TrainingOptions:
     patience: int = option(3, "evaluations without a better score before training ends; 0: never ends early")
     eval_steps: int = option(0, "steps between evaluations (and checkpoints); 0: once an epoch")
     precision: Literal["auto", "float32", "bfloat16"] = option("auto", "auto: bfloat16 on GPUs that have it")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "numbers of the frozen backbone; by default those of its file. What is trained stays float32"
+    )
+    quantise: Literal["int8"] | None = option(None, "the frozen blocks multiply in int8, on a CPU")
     checkpointing: bool = option(False, "compute activations anew in the backward pass: long texts in less memory")
     attention_dropout: float | None = option(
         None, "dropout of the backbone's attention weights; by default its own. 0 lets long texts train faster"

@@ -73,7 +73,7 @@ def train_shared(
         for note in one.rows.notes:
             report(f"{name}: {note}")
     set_seed(first.training.seed)
-    ground = ground_of(backbone, attention_dropout=first.training.attention_dropout)
+    ground = ground_of(backbone, training=first.training)
     base, tokenizer, origin = ground.base, ground.tokenizer, ground.origin
     sources = take_sources(first, library, origin)
     learned, vocabulary, notes = _learned(chosen, backbone, base, tokenizer)

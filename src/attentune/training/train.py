@@ -83,7 +83,7 @@ def train(
     rows = drawn(rows, chosen.task.shots, chosen.training.seed)
     for note in rows.notes:
         report(note)
-    ground = ground_of(backbone, rows.kind == "generation", chosen.training.attention_dropout)
+    ground = ground_of(backbone, rows.kind == "generation", chosen.training)
     return learn(rows, chosen, target, ground, library=library, resume=resume, report=report, watch=watch)
 
 
