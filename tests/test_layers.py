@@ -22,6 +22,7 @@ LAYERS = {
     "attentune.sites": 2,
     "attentune.tasks": 2,
     "attentune.batches": 3,
+    "attentune.environment": 3,
     "attentune.vocabulary": 3,
     "attentune.confidence": 3,
     "attentune.heads": 3,

@@ -9,7 +9,20 @@ from collections.abc import Sequence
 
 import typer
 
-from attentune.cli import adopt, compare, inspect, lengthen, merge, predict, search, serve, sources, train, train_many
+from attentune.cli import (
+    adopt,
+    compare,
+    env,
+    inspect,
+    lengthen,
+    merge,
+    predict,
+    search,
+    serve,
+    sources,
+    train,
+    train_many,
+)
 from attentune.errors import AttentuneError
 
 app = typer.Typer(
@@ -33,6 +46,7 @@ app.command("anatomy")(inspect.anatomy_command)
 app.command("merge")(merge.merge_command)
 app.command("adopt")(adopt.adopt_command)
 app.command("lengthen")(lengthen.lengthen_command)
+app.command("env")(env.env_command)
 app.add_typer(sources.app, name="sources", help="A library of source prompts, and what adapters make of them.")
 
 __all__ = ["app", "main"]

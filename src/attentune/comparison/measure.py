@@ -5,13 +5,14 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+
+from attentune.environment import processor, version_of
 
 Batch = Mapping[str, Tensor]
 
@@ -98,11 +99,11 @@ def where() -> dict[str, Any]:
     """
     cuda = torch.cuda.is_available()
     return {
-        "package_info": {f"{name}-version": _version(name) for name in PACKAGES},
+        "package_info": {f"{name}-version": version_of(name) for name in PACKAGES},
         "system_info": {
             "system": platform.system(),
             "machine": platform.machine(),
-            "processor": platform.processor(),
+            "processor": processor(),
             "accelerator": torch.cuda.get_device_name() if cuda else "none",
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
@@ -119,10 +120,3 @@ def middle(lengths: Sequence[int], count: int) -> list[int]:
     start = max((len(order) - count) // 2, 0)
     chosen = order[start : start + count]
     return [chosen[i % len(chosen)] for i in range(count)]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
