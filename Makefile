@@ -8,7 +8,7 @@ STAMP := .venv/installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs bench
+.PHONY: help install demo test check docs package bench
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ check: $(STAMP)  ## format, lint, types, import direction
 docs: $(STAMP)  ## run every code block of the documents, then build the site, docs/_build/html
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal docs/checks
 	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+package: $(STAMP)  ## build sdist and wheel, and run the demo from the wheel in an empty environment
+	$(BIN)/python scripts/check_package.py
 
 bench: $(STAMP)  ## measure the methods side by side, the quick version
 	$(BIN)/python benchmarks/methods.py --quick
