@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizer, PreTrainedTokenizerBase
 
-pytest_plugins = ("golden_cases.summary",)
+pytest_plugins = ("golden_cases.summary", "laws.matrix")
 
 WORDS = """
 good bad film plot the a is was not very who where when did river city Anna Paris London lives in visits price of

@@ -32,12 +32,14 @@ def tokens(model: Any, kind: str, **options: Any) -> Tensor:
     )
 
 
+@pytest.mark.feature("cached")
 @generating
 def test_cached_equals_uncached(form: Form, kind: str) -> None:
     model = adapted(form, kind)
     assert torch.equal(tokens(model, kind, use_cache=True), tokens(model, kind, use_cache=False))
 
 
+@pytest.mark.feature("beams")
 @generating
 def test_beam_search_cached_equals_uncached(form: Form, kind: str) -> None:
     model = adapted(form, kind)
@@ -45,6 +47,7 @@ def test_beam_search_cached_equals_uncached(form: Form, kind: str) -> None:
     assert torch.equal(cached, tokens(model, kind, num_beams=3, use_cache=False))
 
 
+@pytest.mark.feature("mixed writing")
 @generating
 @pytest.mark.parametrize("beams", [1, 3])
 def test_mixed_rows_generate_what_each_does_alone(form: Form, kind: str, beams: int) -> None:
@@ -62,6 +65,7 @@ def test_mixed_rows_generate_what_each_does_alone(form: Form, kind: str, beams: 
         assert torch.equal(mixed[row], alone[row]), f"row {row} of {name}"
 
 
+@pytest.mark.feature("cached")
 @pytest.mark.parametrize(("form", "kind"), DECODERS)
 def test_a_step_with_the_cache_equals_the_whole(form: Form, kind: str) -> None:
     """Step by step without generate, with and without an attention mask."""

@@ -6,14 +6,16 @@ import torch
 from attentune import METHODS
 from attentune.errors import UnsupportedError
 from laws.cells import CELLS, Form, adapted
+from laws.matrix import REFUSED, Says
 from laws.zoo import answer, batch_of
 
 NO_BIASES = ("llama", "qwen2", "qwen3", "modernbert", "t5")
 """Architectures some of whose projections have no bias to merge one into."""
 MERGING = [cell for cell in CELLS if METHODS[cell.values[0].method].merge is not None]  # pyright: ignore
-OTHERS = [cell for cell in CELLS if METHODS[cell.values[0].method].merge is None and cell.values[1] == "bert"]  # pyright: ignore
+OTHERS = [cell for cell in CELLS if METHODS[cell.values[0].method].merge is None]  # pyright: ignore
 
 
+@pytest.mark.feature("merged")
 @pytest.mark.parametrize(("form", "kind"), MERGING)
 def test_merged_equals_unmerged(form: Form, kind: str) -> None:
     batch = batch_of(kind)
@@ -31,20 +33,23 @@ def test_merged_equals_unmerged(form: Form, kind: str) -> None:
     assert torch.equal(answer(bare, batch), merged)
 
 
-@pytest.mark.parametrize("kind", NO_BIASES)
-def test_a_bias_with_nothing_to_merge_into_is_refused(kind: str) -> None:
-    form, batch = Form("kernel_mix"), batch_of(kind)
-    model = adapted(form, kind)
+@pytest.mark.feature("merged")
+@pytest.mark.parametrize(("form", "kind"), [(Form("kernel_mix"), kind) for kind in NO_BIASES])
+def test_a_bias_with_nothing_to_merge_into_is_refused(form: Form, kind: str, record_property: Says) -> None:
+    model, batch = adapted(form, kind), batch_of(kind)
     expected = answer(model, batch)
-    with pytest.raises(UnsupportedError, match="biases=False"):
+    with pytest.raises(UnsupportedError, match="biases=False") as error:
         model.merge_adapter()
+    record_property(REFUSED, str(error.value))
     assert torch.equal(answer(model, batch), expected)
 
 
+@pytest.mark.feature("merged")
 @pytest.mark.parametrize(("form", "kind"), OTHERS)
-def test_other_methods_say_that_they_do_not_merge(form: Form, kind: str) -> None:
+def test_other_methods_say_that_they_do_not_merge(form: Form, kind: str, record_property: Says) -> None:
     model, batch = adapted(form, kind), batch_of(kind)
     expected = answer(model, batch)
-    with pytest.raises(UnsupportedError, match="no merged form"):
+    with pytest.raises(UnsupportedError, match="no merged form") as error:
         model.merge_adapter()
+    record_property(REFUSED, str(error.value))
     assert torch.equal(answer(model, batch), expected)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from laws.cells import CELLS, FORMS, NO_INTERFACE, Form, adapted, cells
+from laws.matrix import APART, Says
 from laws.zoo import answer, batch_of, model_of
 
 TWO = [cell for cell in CELLS if cell.values[1] not in NO_INTERFACE or cell.values[1] in ("t5", "mpnet")]
@@ -16,20 +17,23 @@ COMPILED = [cell for cell in COMPILED if cell.values[1] != "longformer"]
 the graph itself, without any adapter."""
 
 
+@pytest.mark.feature("sdpa")
 @pytest.mark.parametrize(("form", "kind"), TWO)
-def test_eager_equals_sdpa(form: Form, kind: str) -> None:
+def test_eager_equals_sdpa(form: Form, kind: str, record_property: Says) -> None:
     found = []
     for implementation in ("eager", "sdpa"):
         base: Any = model_of(kind)
         try:
             base.set_attn_implementation(implementation)
         except ValueError:
-            return  # The architecture has one implementation only.
+            record_property(APART, "the architecture has one implementation of attention only")
+            return
         found.append(answer(adapted(form, kind, model=base), batch_of(kind)))
     real = batch_of(kind)["attention_mask"].bool() if found[0].shape[1] == 12 else slice(None)
     torch.testing.assert_close(found[0][real], found[1][real], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.feature("bfloat16")
 @cells
 def test_bfloat16_base_with_float32_adapters(form: Form, kind: str) -> None:
     batch = batch_of(kind)
@@ -48,6 +52,7 @@ def test_bfloat16_base_with_float32_adapters(form: Form, kind: str) -> None:
         assert distance(out, answer(adapted(form, kind), batch)) < 3 * bare + 0.05
 
 
+@pytest.mark.feature("compiled")
 # torch's compiler still uses a deprecated part of torch, below transformers' masks and in its own code generator.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(("form", "kind"), COMPILED)
@@ -59,6 +64,7 @@ def test_compiles_without_graph_breaks(form: Form, kind: str) -> None:
     torch.testing.assert_close(answer(compiled, batch), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.feature("compiled", kind="bert")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("form", ONE_A_METHOD, ids=lambda form: form.method)
 def test_inductor(form: Form) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from attentune.errors import UnsupportedError
 from laws.cells import CELLS, Form, adapted, add, cells
+from laws.matrix import APART, REFUSED, Says
 from laws.zoo import ZOO, answer, batch_of, rows_of
 
 TOLERANCE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
@@ -23,6 +24,7 @@ def real(batch: dict[str, torch.Tensor], row: int) -> torch.Tensor:
     return batch["attention_mask"][row].bool()
 
 
+@pytest.mark.feature("mixed rows")
 @cells
 def test_rows_mixed_equal_rows_alone(form: Form, kind: str) -> None:
     """Two adapters of one shape, one of another (rank, prompt length), and base rows, in any order."""
@@ -44,6 +46,7 @@ def test_rows_mixed_equal_rows_alone(form: Form, kind: str) -> None:
         torch.testing.assert_close(mixed[row][keep], alone[0][keep], **TOLERANCE, msg=f"row {row} of {name}")
 
 
+@pytest.mark.feature("padded")
 @cells
 def test_padded_equals_unpadded_and_batch_equals_one_by_one(form: Form, kind: str) -> None:
     model, batch = adapted(form, kind), batch_of(kind)
@@ -57,19 +60,22 @@ def test_padded_equals_unpadded_and_batch_equals_one_by_one(form: Form, kind: st
         torch.testing.assert_close(whole[row][keep], answer(model, one)[0][real(one, 0)], **TOLERANCE)
 
 
+@pytest.mark.feature("padded left")
 @pytest.mark.parametrize(
     ("form", "kind"), [cell for cell in CELLS if not ZOO[str(cell.values[1])].generates or cell.values[1] == "t5"]
 )
-def test_left_padding_is_exact_or_refused(form: Form, kind: str) -> None:
+def test_left_padding_is_exact_or_refused(form: Form, kind: str, record_property: Says) -> None:
     model = adapted(form, kind)
     right, left = batch_of(kind), batch_of(kind, side="left")
     if form.widens() and kind in BY_INDEX:
-        with pytest.raises(UnsupportedError, match="padding_side='right'"):
+        with pytest.raises(UnsupportedError, match="padding_side='right'") as error:
             answer(model, left)
+        record_property(REFUSED, str(error.value))
         return
     moved = answer(model, left)
     if kind not in LEFT_EXACT and not form.widens():
-        return  # The bare architecture is not exact either: its positions count padding.
+        record_property(APART, "the bare architecture is not exact either: its positions count padding")
+        return
     expected = answer(model, right)
     for row in range(3):
         if kind == "t5":
@@ -79,6 +85,7 @@ def test_left_padding_is_exact_or_refused(form: Form, kind: str) -> None:
             torch.testing.assert_close(got, want, **TOLERANCE)
 
 
+@pytest.mark.feature("mixed rows")
 @cells
 def test_unknown_names_and_wrong_counts_raise(form: Form, kind: str) -> None:
     model, batch = adapted(form, kind), batch_of(kind)

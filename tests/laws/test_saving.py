@@ -20,6 +20,7 @@ def load(kind: str, folder: Path, **options: Any) -> PeftModel:
         return PeftModel.from_pretrained(model_of(kind), str(folder), **options).eval()
 
 
+@pytest.mark.feature("saved")
 @cells
 def test_save_load_equal(form: Form, kind: str, tmp_path: Path) -> None:
     model, batch = adapted(form, kind), batch_of(kind)

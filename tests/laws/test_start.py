@@ -9,6 +9,7 @@ import torch
 from attentune import METHODS
 from attentune.errors import UnsupportedError
 from laws.cells import CELLS, FORMS, REFUSALS, Form, adapted, cells
+from laws.matrix import REFUSED, Says
 from laws.zoo import ZOO, answer, batch_of, model_of
 
 IDENTITY = ("tiny_attention", "pasta", "kernel_mix", "loreft")
@@ -20,6 +21,7 @@ def test_cells() -> None:
     assert len(CELLS) + len(REFUSALS) == len(FORMS) * len(ZOO)
 
 
+@pytest.mark.feature("start")
 @cells
 def test_default_start_is_the_base(form: Form, kind: str) -> None:
     batch = batch_of(kind)
@@ -34,6 +36,7 @@ def test_default_start_is_the_base(form: Form, kind: str) -> None:
         torch.testing.assert_close(mixed[1:][real], base[1:][real], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.feature("disabled")
 @cells
 def test_random_start_differs_and_disabled_is_the_base(form: Form, kind: str) -> None:
     batch = batch_of(kind)
@@ -45,6 +48,7 @@ def test_random_start_differs_and_disabled_is_the_base(form: Form, kind: str) ->
     assert not torch.allclose(answer(model, batch), base, atol=1e-4)
 
 
+@pytest.mark.feature("unloaded")
 @cells
 def test_unload_leaves_nothing(form: Form, kind: str) -> None:
     clean: Any = model_of(kind)
@@ -60,13 +64,16 @@ def test_unload_leaves_nothing(form: Form, kind: str) -> None:
     assert torch.equal(answer(bare, batch), answer(clean, batch))
 
 
+@pytest.mark.feature("start")
 @pytest.mark.parametrize(("form", "kind"), REFUSALS)
-def test_refusals_are_one_sentence(form: Form, kind: str) -> None:
+def test_refusals_are_one_sentence(form: Form, kind: str, record_property: Says) -> None:
     with pytest.raises(UnsupportedError) as error:
         adapted(form, kind)
     assert "\n" not in str(error.value)
+    record_property(REFUSED, str(error.value))
 
 
+@pytest.mark.feature("copied", kind="bert")
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.label)
 def test_a_copy_after_a_forward_is_independent(form: Form) -> None:
     batch = batch_of("bert")

@@ -51,6 +51,7 @@ def trained(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.feature("resumed", kind="bert")
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.label)
 def test_resumed_equals_never_cut_off(form: Form, tmp_path: Path) -> None:
     whole = trainer_of(form, tmp_path / "run")

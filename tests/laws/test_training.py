@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from laws.cells import Form, adapted, cells
+from laws.matrix import APART, Says
 from laws.zoo import ZOO, answer, batch_of
 
 
@@ -29,6 +30,7 @@ def gradients(model: Any, batch: dict[str, Tensor], seed: int = 0) -> dict[str, 
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.feature("gradients")
 @cells
 def test_only_adapters_get_gradients_and_all_of_them(form: Form, kind: str) -> None:
     """At step 1, and at step 2 after an evaluation pass."""
@@ -71,9 +73,10 @@ def test_checkpointing_draws_the_same_dropout_again(kind: str, reentrant: bool) 
         torch.testing.assert_close(grad, expected[name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.feature("checkpointed")
 @cells
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not"])
-def test_checkpointing_gives_equal_gradients(form: Form, kind: str, reentrant: bool) -> None:
+def test_checkpointing_gives_equal_gradients(form: Form, kind: str, reentrant: bool, record_property: Says) -> None:
     base: Any = adapted(form, kind, dropout=0.0) if hasattr(form.config(), "dropout") else adapted(form, kind)
     for module in base.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -94,6 +97,7 @@ def test_checkpointing_gives_equal_gradients(form: Form, kind: str, reentrant: b
     model = base.get_base_model()
     if not model.supports_gradient_checkpointing:
         assert kind == "mpnet", "only MPNet has no checkpointing in transformers"
+        record_property(APART, "transformers has no checkpointing for this architecture")
         return
     with warnings.catch_warnings():
         # transformers renames it; both names must work over the versions that attentune supports.
