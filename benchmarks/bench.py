@@ -1,0 +1,214 @@
+"""All measurements of speed and memory, one after the other, and one page of what was aimed at and what was found.
+
+    make bench                             # an hour and a half on one core
+    make bench ARGS=--quick                # every part in a small form, under five minutes; nothing is written
+    python benchmarks/bench.py --report    # the page alone, from what is measured
+
+Every part is a script of its own, and keeps its figures beside its own page in `results/`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from methods import RESULTS
+from overheads import PROMPTS, SIZES, shown
+
+from attentune.evaluation.pictures import COLOURS, svg
+
+QUICK = ["--quick"]
+PARTS = {
+    "overheads": QUICK,
+    "memory": QUICK,
+    "limits": QUICK,
+    "tiny_attention": QUICK,
+    "serving": [*QUICK, "--parts", "throughput", "against_peft"],
+}
+"""Script -> its arguments in the quick form."""
+Row = dict[str, Any]
+Found = dict[str, Any]
+"""Part -> what it measured."""
+
+
+class Target(NamedTuple):
+    """What was aimed at: a ratio that is at most, or at least, a bound."""
+
+    what: str
+    find: Callable[[Found], float]
+    bound: float
+    most: bool = True
+
+
+def overhead(name: str, column: str, size: str = "small", length: int = 64) -> Callable[[Found], float]:
+    """A figure of one contender at one place."""
+
+    def find(found: Found) -> float:
+        rows: list[Row] = found["overheads"]["rows"]
+        wanted = (size, length, name)
+        return next(row[column] for row in rows if (row["size"], row["T"], row["contender"]) == wanted)
+
+    return find
+
+
+def forward(name: str) -> Callable[[Found], float]:
+    """Of the bare backbone, at T + m for those that put a prompt in front."""
+    return overhead(name, "forward / bare at T + m" if name in PROMPTS else "forward / bare")
+
+
+def served(method: str, tasks: str) -> Callable[[Found], float]:
+    """Throughput of mixed batches, of the bare backbone's."""
+    return lambda found: found["serving"]["throughput"][method][f"{tasks} tasks, uniform"]
+
+
+def versus_peft(figure: str) -> Callable[[Found], float]:
+    """One of the figures beside peft."""
+    return lambda found: found["serving"]["against_peft"][figure]
+
+
+def linear(length: int) -> Callable[[Found], float]:
+    """Times as fast as exact attention, Gaussian queries and keys."""
+
+    def find(found: Found) -> float:
+        rows: list[Row] = found["tiny_attention"]["rows"]
+        return next(row["times as fast"] for row in rows if (row["case"], row["T"]) == ("Gaussian", length))
+
+    return find
+
+
+FIVE = ("pasta", "tiny_attention", "prefix_propagation", "attempt", "kernel_mix")
+TARGETS = [
+    Target("forward of PASTA / bare", forward("pasta"), 1.03),
+    *(
+        Target(f"forward of {shown(name)} / bare{' at T + m' if name in PROMPTS else ''}", forward(name), 1.06)
+        for name in FIVE[1:]
+    ),
+    Target("forward of Kernel-mix, merged / bare", forward("kernel_mix, merged"), 1.01),
+    *(Target(f"training step of {shown(name)} / LoRA", overhead(name, "step / LoRA"), 1.0) for name in FIVE),
+    *(Target(f"kept memory of {shown(name)} / LoRA", overhead(name, "kept / LoRA"), 1.0) for name in FIVE),
+    *(
+        Target(f"1,000 tasks of {shown(name)} in mixed batches / bare", served(name, "1,000"), 0.95, most=False)
+        for name in FIVE
+    ),
+    Target(
+        "32 tasks in one batch / row by row with peft's set_adapter",
+        versus_peft("64 tokens: times as fast as peft LoRA set_adapter, row by row"),
+        2.0,
+        most=False,
+    ),
+    Target("tiny attention in linear time / exact, T = 4,096", linear(4096), 1.0, most=False),
+]
+
+
+def page(found: Found) -> str:
+    """Targets beside figures, and the pictures."""
+    text = ["# Measured: the targets", "", "Ratios of medians in one run; small: the size of MiniLM-L6, 64 tokens.", ""]
+    text += ["| ratio | aimed at | measured | |", "| --- | ---: | ---: | --- |"]
+    for target in TARGETS:
+        value = target.find(found)
+        met = value <= target.bound if target.most else value >= target.bound
+        sign = "at most" if target.most else "at least"
+        text.append(f"| {target.what} | {sign} {target.bound:.2f} | {value:.3g} | {'' if met else '**missed**'} |")
+    text += ["", *(f"![{name}](growth_{name}.svg)" for name in PICTURES), ""]
+    text += [f"Parts: {', '.join(f'[{part}]({part}.md)' for part in PARTS)}.", ""]
+    abouts = {part: found[part]["where"] for part in PARTS}
+    for part, about in abouts.items():
+        text.append(
+            f"- {part}: {about['machine']}, {about['threads']} thread(s), torch {about['torch']}, {found[part]['date']}"
+        )
+    return "\n".join(text) + "\n"
+
+
+def growth_in_length(found: Found, panel: Axes) -> None:
+    """Forward against bare (at T + m) by T."""
+    rows: list[Row] = [row for row in found["overheads"]["rows"] if row["size"] == "small"]
+    for i, name in enumerate((*FIVE, "lora")):
+        some = sorted((r["T"], r["forward / bare at T + m"]) for r in rows if r["contender"] == name)
+        panel.plot(*zip(*some, strict=True), "o-", color=COLOURS[i], label=shown(name), markersize=4)
+    panel.set(xscale="log", xlabel="T", ylabel="forward / bare (at T + m)")
+
+
+def growth_in_size(found: Found, panel: Axes) -> None:
+    """Forward against bare (at T + m) by the backbone's size, at 64 tokens."""
+    rows: list[Row] = [row for row in found["overheads"]["rows"] if row["T"] == 64]
+    for i, name in enumerate((*FIVE, "lora")):
+        some = sorted(
+            (12 * SIZES[r["size"]][0] ** 2 * SIZES[r["size"]][1] / 1e6, r) for r in rows if r["contender"] == name
+        )
+        panel.plot(
+            [million for million, _ in some],
+            [row["forward / bare at T + m"] for _, row in some],
+            "o-",
+            color=COLOURS[i],
+            label=shown(name),
+            markersize=4,
+        )
+    panel.set(xscale="log", xlabel="million numbers in the blocks", ylabel="forward / bare (at T + m), T = 64")
+
+
+def growth_in_tasks(found: Found, panel: Axes) -> None:
+    """Throughput of mixed batches by the number of tasks."""
+    for i, name in enumerate(FIVE):
+        figures: dict[str, float] = found["serving"]["throughput"][name]
+        some = [
+            (int(key.split()[0].replace(",", "")), value) for key, value in figures.items() if key.endswith("uniform")
+        ]
+        panel.plot(*zip(*some, strict=True), "o-", color=COLOURS[i], label=shown(name), markersize=4)
+    panel.set(xscale="log", xlabel="K, tasks", ylabel="rows a second, of the bare backbone's", ylim=(0.8, 1.05))
+
+
+PICTURES: dict[str, Callable[[Found, Axes], None]] = {
+    "T": growth_in_length,
+    "size": growth_in_size,
+    "K": growth_in_tasks,
+}
+
+
+def drawn(draw: Callable[[Found, Axes], None], found: Found) -> str:
+    """One picture."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    panel = figure.subplots()
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.axhline(1, color="#8a8f98", linewidth=1)
+    draw(found, panel)
+    panel.legend(frameon=False, fontsize=9)
+    return svg(figure)
+
+
+def measured() -> Found:
+    """What the parts have left."""
+    missing = [part for part in PARTS if not (RESULTS / f"{part}.json").is_file()]
+    if missing:
+        sys.exit(f"not measured yet: {', '.join(missing)}; without --report they are")
+    return {part: json.loads((RESULTS / f"{part}.json").read_text()) for part in PARTS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="every part in a small form, nothing is written")
+    parser.add_argument("--report", action="store_true", help="measure nothing, draw the page")
+    given = parser.parse_args()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for part in () if given.report else PARTS:
+        script = Path(__file__).with_name(f"{part}.py")
+        arguments = PARTS[part] if given.quick else []
+        subprocess.run([sys.executable, str(script), *arguments], check=True, env=environment)
+    if given.quick:
+        return
+    found = measured()
+    (RESULTS / "bench.md").write_text(page(found))
+    for name, draw in PICTURES.items():
+        (RESULTS / f"growth_{name}.svg").write_text(drawn(draw, found))
+    print(page(found))
+
+
+if __name__ == "__main__":
+    main()
