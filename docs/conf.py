@@ -14,9 +14,28 @@ author = "The attentune authors"
 copyright = f"2026, {author}"
 release = version = installed("attentune")
 
-extensions = ["myst_nb", "sphinx_copybutton", "mathml"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx_copybutton",
+    "commands",
+    "docstrings",
+    "endpoints",
+    "mathml",
+    "options",
+    "recipes",
+]
 exclude_patterns = ["_build", "checks", "_ext"]
 nitpicky = True
+# Types of other packages are named in signatures; their documentation is not fetched to link to it.
+nitpick_ignore_regex = [(r"py:.*", r"(?!attentune\b).*")]
+
+autodoc_default_options = {"exclude-members": "__init__, __new__"}
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
 
 # Pages and notebooks are run by docs/checks; the site shows what they hold.
 nb_execution_mode = "off"
