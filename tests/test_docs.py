@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "docs" / "checks"))
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "docs" / "checks"))
 
 from blocks import Block, blocks_of, commands_of, excused, parse_commands, run_console, run_document, same_output
 
@@ -98,3 +99,15 @@ def test_a_command_in_the_background_is_waited_for_and_ended(tmp_path: Path, mon
         run_console(page, Block("console", 1, [f'$ attentune -c "{code}" &', "up"]), background)
     with ExitStack() as background, pytest.raises(AssertionError, match="fell over"):
         run_console(page, Block("console", 1, ["$ attentune -c \"raise SystemExit('fell over')\" &", "up"]), background)
+
+
+def test_the_picture_of_the_architecture_is_what_its_script_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import picture_architecture as picture
+
+    kept = picture.TARGET.read_text(encoding="utf-8")
+    monkeypatch.setattr(picture, "TARGET", tmp_path / "drawn.svg")
+    picture.main()
+    assert (tmp_path / "drawn.svg").read_text(encoding="utf-8") == kept
