@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "docs" / "checks"))
+sys.path.append(str(Path(__file__).parents[1] / "docs" / "checks"))
 
 from blocks import Block, blocks_of, commands_of, excused, parse_commands, run_console, run_document, same_output
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
