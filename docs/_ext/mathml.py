@@ -17,7 +17,7 @@ def visit_display(translator: HTML5Translator, node: nodes.math_block) -> None:
     """A formula of its own; several lines are aligned at their `&`."""
     formula = node.astext()
     if "\\\\" in formula and "\\begin" not in formula:
-        formula = rf"\begin{{align}}{formula}\end{{align}}"
+        formula = rf"\begin{{align*}}{formula}\end{{align*}}"
     translator.body.append(f'<div class="math">{convert(formula, display="block")}</div>\n')
     raise nodes.SkipNode
 
