@@ -152,14 +152,14 @@ def run_console(document: Path, block: Block, background: ExitStack) -> None:
 
 def parse_commands(document: Path, block: Block) -> None:
     """Every `attentune` command of a block must be one that the command line takes; none of them runs."""
-    from typer.main import get_command
-
-    from attentune.cli import app
-
     for line in "\n".join(block.lines).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if not words or words[0] != "attentune":
             continue
+        from typer.main import get_command
+
+        from attentune.cli import app
+
         command: Any = get_command(app)
         arguments = words[1 : words.index("&") if "&" in words else None]
         try:
