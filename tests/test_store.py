@@ -51,8 +51,8 @@ def test_write_and_read(tmp_path: Path) -> None:
     assert stored.recipe == "[method]\n"
     readme = (folder / store.README).read_text()
     assert "import attentune" in readme
-    assert "- test: accuracy 0.5000" in readme
-    assert "base_model: someone/model" in readme
+    assert "| **accuracy** | 0.500 |" in readme
+    assert 'base_model: "someone/model"' in readme
     modes = {f.stat().st_mode for f in folder.iterdir()}
     assert len(modes) == 1
 

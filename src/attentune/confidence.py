@@ -22,7 +22,9 @@ from attentune.evaluation import conformal, scope, selective
 from attentune.evaluation.calibration import Reliability
 from attentune.evaluation.metrics import Scores
 from attentune.evaluation.selective import RiskCoverage
+from attentune.evaluation.statistics import Estimate
 from attentune.tasks import Answer, Features, Task
+from attentune.tasks.by_row import main_score
 from attentune.tasks.sources import Row
 from attentune.tasks.task import Events, Logits, WithSets
 
@@ -113,6 +115,8 @@ class Judgement:
     before: Reliability | None = None
     after: Reliability | None = None
     curve: RiskCoverage | None = None
+    main: Estimate | None = None
+    """The main score of the kind with its 95% interval over rows, where it has one."""
 
 
 def calibrate(
@@ -245,7 +249,8 @@ def judge(task: Task, calibration: Calibration, given: Labelled, abstain_at: flo
     if calibration.scope is not None and given.outside:
         inside, outside = calibration.scope.of(given.logits), calibration.scope.of(given.outside)
         trust |= scope.detection(inside, outside, calibration.scope.threshold)
-    return Judgement(task.score(found, given.rows), trust, before, after, curve)
+    main = main_score(task, found, given.rows)
+    return Judgement(task.score(found, given.rows), trust, before, after, curve, main)
 
 
 def _kept_promises(task: WithSets, calibration: Calibration, found: list[Answer], rows: Sequence[Row]) -> Scores:

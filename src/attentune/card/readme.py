@@ -1,116 +1,139 @@
-"""The model card, README.md: what an adapter is, how good, how far to trust it, and where it ends."""
+"""The model card, README.md: what an adapter is, how to use it, what it learned from, how good it is, where it ends.
 
-from collections.abc import Mapping
+Its reader knows nothing of attentune. The front matter is that of a model card of the Hugging Face hub.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
+from jinja2 import Environment
+
 from attentune.card.task_card import TaskCard
-from attentune.confidence import Calibration
+from attentune.card.trust import trust
+from attentune.evaluation.meanings import meaning
+from attentune.method import METHODS
+
+Metrics = Mapping[str, Any]
+SPLITS = {"validation": "validation", "test": "test", "baseline": "bag of words"}
+"""Key of metrics.json -> head of its column."""
+SHOWN = 20
+"""Classes that are named; more are counted."""
+SCARCE = 30
+"""Rows below which a class is called small."""
+
+GIVES = {
+    "classification": "one of {n} classes",
+    "multilabel": "any number of {n} labels",
+    "regression": "a number",
+    "tagging": "a tag for every word, and the passages that the tags mark",
+    "question_answering": "the passage of the context that answers the question, or with nothing where none does",
+    "multiple_choice": "one of the choices",
+    "generation": "a text that the language model writes",
+}
+EXAMPLES = {
+    "question_answering": (("Who lives in Paris?", "Anna lives in Paris, Bob in Rome."), "a question and a context"),
+    "multiple_choice": (("The street is wet.", "It has rained.", "The sun shines."), "a text and the choices"),
+}
+"""Kind -> an input and what it is; all other kinds take one text, or two."""
+PIPELINES = {
+    "tagging": "token-classification",
+    "question_answering": "question-answering",
+    "multiple_choice": "multiple-choice",
+    "generation": "text-generation",
+}
 
 
-def model_card(card: TaskCard, metrics: Mapping[str, Any], size: int) -> str:
-    """The README.md of an adapter folder."""
-    labels = ", ".join(card.task.labels[:20]) + (" ..." if len(card.task.labels) > 20 else "")
-    rows = "\n".join(_score_row(name, metrics[name]) for name in ("validation", "test", "baseline") if name in metrics)
-    if "seeds" in metrics:
-        rows += "\n" + _seeds_row(metrics["seeds"])
-    learned = f"Classes: {labels}." if labels else OPEN_ANSWERS[card.task.kind]
-    return CARD_TEXT.format(
-        backbone=card.backbone.id,
-        name=card.name,
-        method=card.method,
-        kind=card.task.kind,
-        columns=card.columns.shown(),
-        example=EXAMPLES.get(card.task.kind, '[("a text", "another text")]' if card.task.pair else '["a text"]'),
-        learned=learned,
-        size=f"{size / 1024:.0f} KiB",
-        scores=rows or "(none were taken)",
-        max_length=card.max_length,
-        trust=UNSURE if card.task.head == "language" else _trust(card.calibration, metrics.get("calibration", {})),
+def model_card(card: TaskCard, metrics: Metrics, size: int) -> str:
+    """The README.md of an adapter folder whose tensors are `size` bytes."""
+    texts, given = EXAMPLES.get(
+        card.task.kind,
+        (("Where is my parcel?", "It is on its way."), "two texts")
+        if card.task.pair
+        else (("Where is my parcel?",), "a text"),
+    )
+    if card.task.kind == "multiple_choice" and card.task.pair:
+        texts, given = ("The street is wet.", "cause", *texts[1:]), "two texts and the choices"
+    splits = [name for name in SPLITS if name in metrics]
+    last = "test" if "test" in metrics else "validation"
+    labels, run = card.task.labels, metrics.get("run", {})
+    template = files("attentune.card").joinpath("readme.md.j2").read_text(encoding="utf-8")
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(template).render(
+        card=card,
+        metrics=metrics,
+        pipeline=PIPELINES.get(card.task.kind, "text-classification"),
+        given=given,
+        gives=GIVES[card.task.kind].format(n=len(labels)),
+        size=f"{size / 1024:,.0f} KiB",
+        classes=", ".join(f"`{label}`" for label in labels[:SHOWN])
+        + (f" and {len(labels) - SHOWN} more (`task.json` has them all)" if len(labels) > SHOWN else ""),
+        python=json.dumps(texts[0] if len(texts) == 1 else texts, ensure_ascii=False),
+        shell=shlex.join([card.name, *texts]),
+        made=list(_made(card, run)),
+        splits=[f"{SPLITS[name]}{_rows(name, run)}" for name in splits],
+        scores=list(_scores(card, metrics, splits)),
+        meanings=[(name, text) for name in metrics.get(last, ()) if (text := meaning(name))],
+        intervals="intervals" in metrics,
+        seeds=_seeds(metrics["seeds"]) if "seeds" in metrics else "",
+        last=last,
+        rows=run.get(f"{last}_rows", 0),
+        few=_few(run),
+        trust=trust(card, metrics.get("calibration", {})),
     )
 
 
-def _score_row(name: str, scores: Mapping[str, float]) -> str:
-    return f"- {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items())
+def _made(card: TaskCard, run: Metrics) -> Iterator[tuple[str, str]]:
+    """What was trained on what: names and values."""
+    what = (METHODS[card.method].config.__doc__ or "").strip().splitlines()[0] if card.method in METHODS else ""
+    trained = f"; {run['trainable_parameters']:,} numbers were trained" if "trainable_parameters" in run else ""
+    yield "method", f"`{card.method}`{': ' if what else ''}{what.rstrip('.')}{trained}"
+    revision = f", revision `{card.backbone.revision}`" if card.backbone.revision else ""
+    yield "frozen model", f"`{card.backbone.id}`{revision}, fingerprint `{card.backbone.fingerprint}`"
+    yield "task", f"{card.task.kind.replace('_', ' ')}, from columns {card.columns.shown()}"
+    named = (("training", "training"), ("validation", "validation"), ("test", "test"))
+    rows = ", ".join(f"{run[f'{key}_rows']:,} for {name}" for key, name in named if run.get(f"{key}_rows"))
+    if rows:
+        yield "rows", rows
+    if by_class := run.get("rows_by_class"):
+        counts = sorted(by_class.values())
+        yield "training rows of a class", f"{counts[0]:,} to {counts[-1]:,}"
+    if "seconds" in run:
+        yield "effort", f"{run['steps']:,} steps, {run['seconds']:,} s"
 
 
-def _seeds_row(seeds: Mapping[str, Any]) -> str:
+def _rows(split: str, run: Metrics) -> str:
+    return f" ({run[f'{split}_rows']:,} rows)" if f"{split}_rows" in run else ""
+
+
+def _scores(card: TaskCard, metrics: Metrics, splits: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Name of a score -> its values by split, the main one in bold and with its interval."""
+    for name in dict.fromkeys(name for split in splits for name in metrics[split]):
+        values: list[str] = []
+        for split in splits:
+            value, around = metrics[split].get(name), metrics.get("intervals", {}).get(split, {}).get(name)
+            shown = "" if value is None else f"{value:.3f}"
+            values.append(f"{shown} ({around['low']:.3f} to {around['high']:.3f})" if around and shown else shown)
+        yield (f"**{name}**" if name == card.task.main_metric else name), values
+
+
+def _seeds(seeds: Mapping[str, Any]) -> str:
     split = "test" if "test" in seeds["mean"] else "validation"
     parts = [
-        f"{name} {found['mean']:.4f}" + (f" ({found['low']:.4f} to {found['high']:.4f})" if "low" in found else "")
+        f"{name} {found['mean']:.3f}" + (f" ({found['low']:.3f} to {found['high']:.3f})" if "low" in found else "")
         for name, found in seeds["mean"][split].items()
     ]
-    return f"- {split}, mean over {len(seeds['runs'])} seeds (95% interval): " + ", ".join(parts)
+    count = len(seeds["runs"])
+    return f"{split.capitalize()}, mean over {count} seeds (95% interval of that mean): {', '.join(parts)}"
 
 
-def _trust(calibration: Calibration, measured: Mapping[str, Mapping[str, float]]) -> str:
-    """What was fitted on validation, and how it holds on the last split."""
-    if not (calibration.rows and measured):
-        return "It was not calibrated."
-    split, found = list(measured.items())[-1]
-    if not found:
-        return "Its answers state no probabilities."
-    where = "the test rows" if split == "test" else "the same rows, for want of test rows (it looks better than it is)"
-    lines = [f"Fitted on {calibration.rows} validation rows, saved in `task.json`, measured on {where}:", ""]
-    if "ece" in found:
-        lines.append(
-            f"- temperature {calibration.temperature:.3f}: expected calibration error {found['ece_before']:.4f} before "
-            f"and {found['ece']:.4f} after; negative log-likelihood {found['nll_before']:.4f}, {found['nll']:.4f}"
-        )
-    for promised in calibration.quantiles:
-        name = f"{100 * promised:g}"
-        kept, size = found[f"set_coverage_{name}"], found[f"set_size_{name}"]
-        lines.append(f"- sets that promise to hold the truth for {name} %: {100 * kept:.1f} %, mean size {size:.3g}")
-    if "scope_auroc" in found:
-        lines.append(
-            f"- out-of-scope texts: AUROC {found['scope_auroc']:.4f}; the threshold finds {found['scope_recall']:.1%} "
-            f"of them and flags {found['scope_false_alarms']:.1%} of the others"
-        )
-    return "\n".join(lines)
-
-
-OPEN_ANSWERS = {
-    "regression": "The answer is a number.",
-    "question_answering": "The answer is a passage of the context.",
-    "multiple_choice": "The answer is one of the choices that stand in the row.",
-    "generation": "The answer is a text that the backbone's own language head writes.",
-}
-EXAMPLES = {
-    "question_answering": '[("a question", "a context")]',
-    "multiple_choice": '[("a question", ["a choice", "another choice"])]',
-}
-UNSURE = "There are no probabilities: what is written may be fluent and wrong."
-
-CARD_TEXT = """\
----
-library_name: peft
-base_model: {backbone}
-tags: [attentune, {method}]
----
-
-# {name}
-
-An adapter ({method}, {size}) that answers one {kind} task on the frozen backbone `{backbone}`: {columns}. {learned}
-
-```python
-import attentune  # also before peft loads this folder: it makes the method known
-
-adapter = attentune.load("path/to/this/folder")
-adapter.predict({example})
-```
-
-## Scores
-
-{scores}
-
-`baseline` knows words alone, without a transformer, on the rows of the last split above. All settings are in
-`recipe.toml`.
-
-## How far to trust an answer
-
-{trust}
-
-## Limits
-
-Texts are cut after {max_length} tokens (answers then say `truncated`). The scores hold for texts like those of the
-training data; on others they can be much lower, without any sign of it.
-"""
+def _few(run: Metrics) -> str:
+    """Which classes were learned from few rows."""
+    small = {label: count for label, count in run.get("rows_by_class", {}).items() if count < SCARCE}
+    if not small:
+        return ""
+    shown = ", ".join(f"`{label}` ({count})" for label, count in sorted(small.items(), key=lambda item: item[1])[:8])
+    more = f" and {len(small) - 8} more" if len(small) > 8 else ""
+    return f"Classes learned from fewer than {SCARCE} rows, so trust them least: {shown}{more}."

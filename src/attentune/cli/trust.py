@@ -7,7 +7,31 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from attentune.confidence import Judgement
+    from attentune.evaluation import page
+    from attentune.evaluation.metrics import Scores
     from attentune.predict import Adapter
+
+
+def _scores(found: Judgement, metric: str) -> page.Table:
+    from attentune.evaluation import page
+    from attentune.evaluation.meanings import meaning
+
+    around = {} if found.main is None else {metric: f"{found.main.low:.4f} to {found.main.high:.4f}"}
+    rows = [(name, value, around.get(name, "")) for name, value in found.scores.items()]
+    note = "In the last column: where the score would lie for 95 of 100 other draws of as many rows (bootstrap)."
+    columns = ["score", "value", "95% interval"]
+    return page.Table("Scores", columns, rows, note if around else "", {name: meaning(name) for name in found.scores})
+
+
+def _trust(trust: Scores) -> page.Table:
+    """What changes with the temperature in two columns, all else in the last."""
+    from attentune.evaluation import page
+    from attentune.evaluation.meanings import meaning
+
+    rows = [(name, trust.get(f"{name}_before", ""), value) for name, value in trust.items() if "_before" not in name]
+    return page.Table(
+        "Trust", ["number", "as learned", "calibrated"], rows, "", {name: meaning(name) for name in trust}
+    )
 
 
 def write(file: Path, adapter: Adapter, found: Judgement) -> None:
@@ -39,8 +63,11 @@ def write(file: Path, adapter: Adapter, found: Judgement) -> None:
                 pictures.svg(pictures.risk_coverage_diagram({card.name: found.curve}, marked)),
             )
         )
-    tables = [page.Table("Scores", ["score", "value"], list(found.scores.items()))]
+    tables = [_scores(found, card.task.main_metric)]
     if found.trust:
-        tables.append(page.Table("Trust", ["number", "value"], list(found.trust.items())))
-    note = f"{card.method} on {card.backbone.id}, {card.task.kind}, fitted on {card.calibration.rows} validation rows"
+        tables.append(_trust(found.trust))
+    kind, rows = card.task.kind.replace("_", " "), card.calibration.rows
+    note = f"An adapter ({card.method}) for one {kind} task on the frozen {card.backbone.id}."
+    if rows:
+        note += f" Its calibration was fitted on {rows} validation rows; below is how that holds on the rows given."
     page.write(file, page.page(f"{card.name}: how far to trust it", note, drawn, tables))

@@ -24,7 +24,6 @@ from transformers.trainer_utils import SaveStrategy
 
 from attentune.backbones import hub_id, load_backbone, load_tokenizer, revision
 from attentune.comparison import measure, probe
-from attentune.comparison.by_row import by_row
 from attentune.comparison.contenders import build, contender, recipe_for
 from attentune.comparison.plain import Plain
 from attentune.comparison.plan import Run
@@ -34,6 +33,7 @@ from attentune.evaluation.calibration import fit_temperature
 from attentune.evaluation.calibration import scores as calibration_scores
 from attentune.store import LOG
 from attentune.tasks import Data, Task, task_of
+from attentune.tasks.by_row import by_row
 from attentune.tasks.task import Logits, pad_inputs
 from attentune.training.loop import TaskTrainer, arguments, build_trainer, logits_of
 from attentune.training.recipe import Recipe

@@ -40,6 +40,8 @@ class Line:
     method: str
     metric: str
     score: float
+    interval: tuple[float, float]
+    """Around the score, 95%."""
     baseline: float
     kilobytes: float
     parameters: int
@@ -67,6 +69,7 @@ def train_all(output: Path, console: Console, epochs: int | None = None) -> list
         given: dict[str, Any] = {"epochs": rounds, "max_length": 64, "precision": _precision()}
         result = train(data, method, output / task, report=_quiet, **given)
         metric = result.card.task.main_metric
+        around = result.metrics["intervals"]["test"][metric]
         run, weights = result.metrics["run"], result.folder / "adapter_model.safetensors"
         lines.append(
             Line(
@@ -74,6 +77,7 @@ def train_all(output: Path, console: Console, epochs: int | None = None) -> list
                 method=method,
                 metric=metric,
                 score=result.metrics["test"][metric],
+                interval=(around["low"], around["high"]),
                 baseline=result.metrics["baseline"][metric],
                 kilobytes=weights.stat().st_size / 1024,
                 parameters=run["trainable_parameters"],
@@ -174,7 +178,15 @@ def write_report(file: Path, lines: list[Line], asked: list[Asked], took: float,
     page = Environment(autoescape=True).from_string(template)
     described = {task: TASKS[task].description for task in CHOICES}
     file.write_text(
-        page.render(lines=lines, asked=asked, took=took, seconds=seconds, described=described, torch=torch.__version__),
+        page.render(
+            lines=lines,
+            asked=asked,
+            took=took,
+            seconds=seconds,
+            described=described,
+            torch=torch.__version__,
+            folder=file.parent,
+        ),
         encoding="utf-8",
     )
 

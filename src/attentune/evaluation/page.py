@@ -1,7 +1,7 @@
 """A page for people: pictures and tables in one HTML file that needs nothing else."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     note: str = ""
+    meanings: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Name of a row -> what it is, shown below it."""
 
 
 def page(title: str, note: str, pictures: Sequence[Picture] = (), tables: Sequence[Table] = ()) -> str:

@@ -21,6 +21,8 @@ from attentune.errors import ConfigError, DataError
 Array = NDArray[np.float64]
 FORMS = ("mean", "f1", "correlation")
 RESAMPLES = 2000
+BLOCK = 2**23
+"""Numbers of a block of resamples that is in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,13 @@ def _resampled(form: str, runs: Sequence[Array], resamples: int, seed: int) -> A
     if not runs or any(len(rows) != len(runs[0]) or not len(rows) for rows in runs):
         raise DataError("a bootstrap needs runs of the same rows, at least one of each")
     count = len(runs[0])
-    draw = np.random.default_rng(seed)
-    times = draw.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
-    return np.mean([_of_means(form, times @ _moments(form, rows) / count) for rows in runs], axis=0)
+    moments, equal = [_moments(form, rows) for rows in runs], np.full(count, 1 / count)
+    draw, step = np.random.default_rng(seed), max(BLOCK // count, 1)
+    found: list[Array] = []
+    for start in range(0, resamples, step):
+        times = draw.multinomial(count, equal, size=min(step, resamples - start)).astype(float)
+        found.append(np.mean([_of_means(form, times @ means / count) for means in moments], axis=0))
+    return np.concatenate(found)
 
 
 def _moments(form: str, rows: Array) -> Array:

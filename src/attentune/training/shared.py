@@ -32,7 +32,7 @@ from attentune.training.loop import arguments
 from attentune.training.recipe import Recipe
 from attentune.training.sources.mixture import mean_attention, put_sources, take_sources
 from attentune.training.together import MEAN, MixedTrainer, OneOf, Part, build_mixed_trainer, share
-from attentune.training.train import Report, Result, certified, encode_splits, measured, told
+from attentune.training.train import Report, Result, certified, counted, encode_splits, measured, told
 from attentune.vocabulary import VocabularyHead
 
 
@@ -211,10 +211,10 @@ def _write(
     batch = trainer.args.eval_batch_size
     tokenizer = trainer.predictor.tokenizer
     metrics = {
-        **measured(judged),
+        **measured(task, judged),
         "baseline": baseline(rows.kind, rows.train, rows.test or rows.validation, rows.labels),
         "run": {
-            "training_rows": len(rows.train),
+            **counted(rows),
             **run,
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         },

@@ -5,6 +5,7 @@ as a run that was never killed. The folder goes when the adapter is written.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,9 @@ class Result:
     folder: Path
     card: TaskCard
     metrics: dict[str, Any]
-    """Scores of `validation`, `test` (if there is one) and the bag-of-words `baseline`; `calibration`: of the same
-    splits what `confidence.Judgement.trust` lists; `attention`: the mean weight of each prompt on validation rows,
-    where prompts are mixed; `run`: rows, steps, seconds."""
+    """Scores of `validation`, `test` (if there is one) and the bag-of-words `baseline`. Of the same splits `intervals`,
+    95% around the main score, and `calibration`, what `confidence.Judgement.trust` lists; `attention`: the mean weight
+    of each prompt on validation rows, where prompts are mixed; `run`: rows of each split and class, steps, seconds."""
     notes: tuple[str, ...]
     """What was guessed from the data."""
 
@@ -137,14 +138,14 @@ def learn(
     done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
     logits = {name: logits_of(trainer, learned, found) for name, found in features.items() if name != "train"}
     learned, calibration, judged = certified(learned, rows, features, logits, chosen.task)
-    metrics = measured(judged)
+    metrics = measured(learned, judged)
     card = TaskCard(target.name, chosen.method, learned, rows.columns, origin, limit, chosen.task.pooling, calibration)
     if trainer.is_world_process_zero():
         report(told(calibration, judged))
         last = rows.test or rows.validation
         metrics["baseline"] = baseline(rows.kind, rows.train, last, rows.labels)
         metrics["run"] = {
-            "training_rows": len(rows.train),
+            **counted(rows),
             "steps": done.global_step,
             "seconds": round(time.perf_counter() - begin, 1),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -184,8 +185,9 @@ def certified(
     return task, calibration, {name: judge(task, calibration, given) for name, given in known.items()}
 
 
-def measured(judged: Mapping[str, Judgement]) -> dict[str, Any]:
-    """Scores by split; also by split `calibration`, what they tell of trust, and `reliability`, bins of its diagram.
+def measured(task: Task, judged: Mapping[str, Judgement]) -> dict[str, Any]:
+    """Scores by split. Also by split `intervals`, 95% around the main score; `calibration`, what they tell of trust;
+    `reliability`, bins of its diagram.
 
     The bins are those of the learned probabilities (`before`) and of the calibrated ones (`after`).
     """
@@ -194,11 +196,29 @@ def measured(judged: Mapping[str, Judgement]) -> dict[str, Any]:
         for name, one in judged.items()
         if one.before is not None and one.after is not None
     }
+    intervals = {
+        name: {task.main_metric: {"low": one.main.low, "high": one.main.high}}
+        for name, one in judged.items()
+        if one.main is not None
+    }
     return {
         **{name: one.scores for name, one in judged.items()},
+        **({"intervals": intervals} if intervals else {}),
         "calibration": {name: one.trust for name, one in judged.items()},
         **({"reliability": bins} if bins else {}),
     }
+
+
+def counted(rows: Data) -> dict[str, Any]:
+    """How many rows there were: of each split and, for training, of each class."""
+    splits = {"training": rows.train, "validation": rows.validation, "test": rows.test}
+    counts: dict[str, Any] = {f"{name}_rows": len(found) for name, found in splits.items()}
+    if rows.kind in ("classification", "multilabel"):
+        labels = [row["label"] for row in rows.train]
+        names = labels if rows.kind == "classification" else [name for several in labels for name in several]
+        found = Counter(names)
+        counts["rows_by_class"] = {name: found[name] for name in rows.labels}
+    return counts
 
 
 def told(calibration: Calibration, judged: Mapping[str, Judgement]) -> str:

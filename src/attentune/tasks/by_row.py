@@ -1,11 +1,16 @@
-"""Answers of one split -> statistics by row, from which `evaluation.statistics` makes the task's main score again."""
+"""Answers of one split -> statistics by row, from which `evaluation.statistics` makes the task's main score again, and
+the interval around it.
+"""
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from attentune.evaluation.metrics import is_bio
-from attentune.tasks import Answer, Task
+from attentune.evaluation.statistics import Estimate, interval
 from attentune.tasks.sources import Row
 from attentune.tasks.tag import spans_of
+from attentune.tasks.task import Answer, Task
 
 Statistics = tuple[str, list[list[float]]]
 """The form and S numbers a row."""
@@ -25,6 +30,14 @@ def by_row(task: Task, answers: Sequence[Answer], rows: Sequence[Row]) -> Statis
     if task.main_metric == "accuracy" and "label" in pairs[0][0]:
         return "mean", [[float(a["label"] == row["label"])] for a, row in pairs]
     return "mean", [[task.score([answer], [row])[task.main_metric]] for answer, row in pairs]
+
+
+def main_score(task: Task, answers: Sequence[Answer], rows: Sequence[Row]) -> Estimate | None:
+    """The main score with its 95% interval; None where it cannot be made from rows, as BLEU."""
+    if task.kind == "generation":
+        return None
+    form, statistics = by_row(task, answers, rows)
+    return interval(form, [np.array(statistics)])
 
 
 def _counts(found: set[object], wanted: set[object]) -> list[float]:
