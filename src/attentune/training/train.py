@@ -18,8 +18,8 @@ from attentune.card import TaskCard
 from attentune.confidence import Calibration, Judgement, Labelled, calibrate, check_scope, judge
 from attentune.evaluation.metrics import check_name
 from attentune.methods import METHODS
-from attentune.predict import unlabelled
 from attentune.tasks import Data, Features, Task
+from attentune.tasks.inputs import unlabelled
 from attentune.tasks.sources import Source
 from attentune.training import trackers
 from attentune.training.adapted import adapt, finish, longest
