@@ -8,6 +8,7 @@ import attentune
 
 PUBLIC = {
     "METHODS",
+    "Anatomy",
     "AttemptConfig",
     "AttentuneError",
     "HeadConfig",
@@ -15,6 +16,7 @@ PUBLIC = {
     "Method",
     "MethodConfig",
     "PastaConfig",
+    "Place",
     "PrefixPropagationConfig",
     "Site",
     "TaskModel",
@@ -24,6 +26,7 @@ PUBLIC = {
     "load",
     "predict_many",
     "register",
+    "register_architecture",
     "train",
     "train_many",
 }

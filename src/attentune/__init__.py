@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from attentune.anatomy import Anatomy, Place, register_architecture
 from attentune.errors import AttentuneError
 from attentune.heads import HeadConfig
 from attentune.method import METHODS, Method, MethodConfig, Site
@@ -30,6 +31,7 @@ __version__ = version("attentune")
 
 __all__ = [
     "METHODS",
+    "Anatomy",
     "AttemptConfig",
     "AttentuneError",
     "HeadConfig",
@@ -37,6 +39,7 @@ __all__ = [
     "Method",
     "MethodConfig",
     "PastaConfig",
+    "Place",
     "PrefixPropagationConfig",
     "Site",
     "TaskModel",
@@ -46,6 +49,7 @@ __all__ = [
     "load",
     "predict_many",
     "register",
+    "register_architecture",
     "train",
     "train_many",
 ]

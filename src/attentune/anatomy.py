@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from attentune.errors import UnsupportedError
+from attentune.errors import ConfigError, UnsupportedError
 
 Positions = Literal["index", "padding", "table", "relative"]
 
@@ -285,6 +285,24 @@ ANATOMIES: dict[str, tuple[Anatomy, ...]] = {
     "qwen2": (_LLAMA,),
     "qwen3": (_LLAMA,),
 }
+
+
+def register_architecture(model_type: str, *stacks: Anatomy) -> None:
+    """Make an architecture known: its stacks, of an encoder-decoder the encoder's first.
+
+    Raises:
+        ConfigError: the model type has another row already, no stack is given, or a stack does not name every site.
+    """
+    if ANATOMIES.get(model_type, stacks) != stacks:
+        raise ConfigError(f"model type {model_type!r} has a row already; known are {', '.join(sorted(ANATOMIES))}")
+    if not stacks:
+        raise ConfigError(f"a row for {model_type!r} has one stack of blocks, or two; found none")
+    for stack in stacks:
+        if odd := sorted(set(_BERT.places) ^ set(stack.places)):
+            raise ConfigError(
+                f"a stack names the places {', '.join(_BERT.places)}; missing or unknown are {', '.join(odd)}"
+            )
+    ANATOMIES[model_type] = stacks
 
 
 def anatomies_of(config: Any) -> tuple[Anatomy, ...]:
