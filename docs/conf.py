@@ -25,7 +25,7 @@ extensions = [
     "options",
     "recipes",
 ]
-exclude_patterns = ["_build", "checks", "_ext"]
+exclude_patterns = ["_build", "checks", "_ext", "notebooks"]  # notebooks: the tutorials again, to download
 nitpicky = True
 # Tables that benchmarks print begin below a heading that is not theirs.
 suppress_warnings = ["myst.header"]
