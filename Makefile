@@ -36,7 +36,8 @@ check: $(STAMP)  ## format, lint, types, import direction
 
 docs: $(STAMP)  ## run every code block of the documents, then build the site, docs/_build/html
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal docs/checks
-	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet --doctree-dir docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet --fresh-env --write-all \
+		--doctree-dir docs/_build/doctrees docs docs/_build/html
 
 package: $(STAMP)  ## build sdist and wheel, and run the demo from the wheel in an empty environment
 	$(BIN)/python scripts/check_package.py
