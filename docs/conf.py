@@ -55,6 +55,12 @@ pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
 
+def hand_out(app: Sphinx, name: str, source: list[str]) -> None:
+    """Notebooks are files to download here; in the repository they are links."""
+    source[0] = source[0].replace("](../notebooks/", "](path:../notebooks/")
+
+
 def setup(app: Sphinx) -> None:
     """What python blocks print is shown in ```output blocks, as plain text."""
     app.add_lexer("output", TextLexer)
+    app.connect("source-read", hand_out)
