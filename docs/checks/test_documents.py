@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 # tests/test_notebooks.py holds that these notebooks are the tutorials, block for block: they run once, as notebooks.
 TWICE = [ROOT / "docs" / "tutorials" / f"{path.stem}.md" for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")]
 DOCUMENTS = [path for path in [*PAGES, *NOTEBOOKS] if BUILT not in path.parents and path not in TWICE]
-SECONDS_PER_DOCUMENT = 600
+SECONDS_PER_DOCUMENT = 1200
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
