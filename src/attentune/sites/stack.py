@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,61 +17,11 @@ from attentune.sites import merge
 from attentune.sites.fan import Fan, Joint
 from attentune.sites.layer import SiteLayer
 from attentune.sites.rows import RowRequest
+from attentune.sites.tap import SeenByRows, Tap
 from attentune.sites.widen import Front, leave, widen
 
 STACK_CHILD = "attentune_stack"
 """The name of a Stack among the children of the module that owns the blocks."""
-
-
-class _Rows(Mapping[Site, Tensor]):
-    """What taps have seen, for some rows of the batch."""
-
-    def __init__(self, seen: Mapping[Site, Tensor], rows: Tensor) -> None:
-        self.seen, self.rows = seen, rows
-
-    def __getitem__(self, site: Site) -> Tensor:
-        return self.seen[site].index_select(0, self.rows)
-
-    def __iter__(self) -> Iterator[Site]:
-        return iter(self.seen)
-
-    def __len__(self) -> int:
-        return len(self.seen)
-
-
-@dataclass(eq=False)
-class Tap:
-    """Keeps what entered or left a place of the block now running; a bound method, which deepcopy rebinds."""
-
-    stack: Stack
-    site: Site
-    index: int
-
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep what enters."""
-        self._keep(args[0] if args else kwargs["hidden_states"])
-
-    def fresh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forget what an earlier block left."""
-        if self.stack.frame is not None:
-            self.stack.frame.seen.pop(self.site, None)
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        """Keep what leaves."""
-        self._keep(out[0] if isinstance(out, tuple) else out)
-
-    def _keep(self, value: Tensor) -> None:
-        frame, place = self.stack.frame, self.stack.anatomy.places[self.site]
-        if frame is None or (self.stack.repeats(self.site) and self.site in frame.seen):
-            return
-        i, n = place.part
-        value = value.chunk(n, -1)[i] if n > 1 else value
-        if place.time_first:
-            # Cloned: Longformer scales its queries in place right after the projection.
-            value = value.transpose(0, 1).clone()
-        if place.residual:
-            value = frame.seen[Site(place.residual)] + value
-        frame.seen[self.site] = value
 
 
 class Stack(nn.Module):
@@ -259,7 +208,7 @@ class Stack(nn.Module):
                     for name in ("tokens", "mask", "task_ids", "source")
                     for value in (getattr(frame, name),)
                 }
-                seen: Any = _Rows(frame.seen, rows)
+                seen: Any = SeenByRows(frame.seen, rows)
                 frame.views[key] = replace(frame, prompt=prompt, rows=rows, seen=seen, memo={}, views={}, **picked)
         return frame.views[key]
 
