@@ -39,10 +39,9 @@ class Int8Linear(nn.Module):
         """[...,in] -> [...,out], in the dtype of x."""
         flat = x.reshape(-1, x.shape[-1]).float()
         if flat.requires_grad and torch.is_grad_enabled():
-            y: Tensor = StraightThrough.apply(flat, self.weight, self.scale)
+            y: Tensor = StraightThrough.apply(flat, self.weight, self.scale, self.bias)
         else:
-            y = scaled_product(flat, self.weight, self.scale)
-        y = y if self.bias is None else y + self.bias
+            y = scaled_product(flat, self.weight, self.scale, self.bias)
         return y.to(x.dtype).unflatten(0, x.shape[:-1])
 
 
@@ -54,20 +53,21 @@ class StraightThrough(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return scaled_product(x, weight, scale)
+        return scaled_product(x, weight, scale, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         weight, scale = ctx.saved_tensors
-        return (grads[0] * scale) @ weight.to(grads[0].dtype), None, None
+        return (grads[0] * scale) @ weight.to(grads[0].dtype), None, None, None
 
 
-def scaled_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """X [N,in] in float, weight [out,in] in int8 with scale [out] -> [N,out]."""
+def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """In float, of x [N,in] and weight [out,in] in int8 with scale [out]; bias [out] -> [N,out]"""
     rounded, scale_x = rounded_rows(x)
-    return product(rounded, weight) * scale_x * scale
+    y = (product(rounded, weight) * scale_x).mul_(scale)
+    return y if bias is None else y.add_(bias)
 
 
 def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor]:
