@@ -115,7 +115,7 @@ def page(found: Found) -> str:
         value = target.find(found)
         met = value <= target.bound if target.most else value >= target.bound
         sign = "at most" if target.most else "at least"
-        text.append(f"| {target.what} | {sign} {target.bound:.2f} | {value:.3g} | {'' if met else '**missed**'} |")
+        text.append(f"| {target.what} | {sign} {target.bound:.2f} | {value:.3f} | {'' if met else '**missed**'} |")
     text += ["", *(f"![{name}](growth_{name}.svg)" for name in PICTURES), ""]
     text += [f"Parts: {', '.join(f'[{part}]({part}.md)' for part in PARTS)}.", ""]
     abouts = {part: found[part]["where"] for part in PARTS}
