@@ -63,9 +63,9 @@ def forward(name: str) -> Callable[[Found], float]:
     return overhead(name, "forward / bare at T + m" if name in PROMPTS else "forward / bare")
 
 
-def served(method: str, tasks: str) -> Callable[[Found], float]:
+def served(method: str, tasks: str, traffic: str) -> Callable[[Found], float]:
     """Throughput of mixed batches, of the bare backbone's."""
-    return lambda found: found["serving"]["throughput"][method][f"{tasks} tasks, uniform"]
+    return lambda found: found["serving"]["throughput"][method][f"{tasks} tasks, {traffic}"]
 
 
 def versus_peft(figure: str) -> Callable[[Found], float]:
@@ -94,13 +94,28 @@ TARGETS = [
     *(Target(f"training step of {shown(name)} / LoRA", overhead(name, "step / LoRA"), 1.0) for name in FIVE),
     *(Target(f"kept memory of {shown(name)} / LoRA", overhead(name, "kept / LoRA"), 1.0) for name in FIVE),
     *(
-        Target(f"1,000 tasks of {shown(name)} in mixed batches / bare", served(name, "1,000"), 0.95, most=False)
+        Target(
+            f"kept memory of Tiny attention / LoRA, {length:,} tokens",
+            overhead("tiny_attention", "kept / LoRA", length=length),
+            1.0,
+        )
+        for length in (512, 4096)
+    ),
+    *(
+        Target(f"1,000 tasks of {shown(name)}, {traffic} / bare", served(name, "1,000", traffic), 0.95, most=False)
         for name in FIVE
+        for traffic in ("uniform", "zipf")
     ),
     Target(
         "32 tasks in one batch / row by row with peft's set_adapter",
         versus_peft("64 tokens: times as fast as peft LoRA set_adapter, row by row"),
         2.0,
+        most=False,
+    ),
+    Target(
+        "32 tasks in one batch / peft LoRA's adapter_names",
+        versus_peft("64 tokens: times as fast as peft LoRA adapter_names"),
+        1.0,
         most=False,
     ),
     Target("tiny attention in linear time / exact, T = 4,096", linear(4096), 1.0, most=False),

@@ -6,7 +6,7 @@
 A BERT with random weights, float32. "Products" are the linear maps and the attention of all blocks, of the same shapes,
 with nothing between them. The fastest product multiplies square matrices of 1,024, the fastest copy is of 256 MB. All
 take turns; times are medians of processor time. An edit does at least its own products, and reads and writes what it
-changes.
+changes. Shares below 0 are noise.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def measure(size: str, length: int, rows: int, rounds: int) -> list[Row]:
             "contender": "bare",
             "GFLOP": operations / 1e9,
             "ms": 1000 * median(times["bare"]),
-            "of it products": ratio(times["products"], times["bare"]),
+            "share in products": ratio(times["products"], times["bare"]),
             "of the fastest product": operations / rate / median(times["bare"]),
             "GFLOP/s of the fastest product": rate / 1e9,
             "GB/s of the fastest copy": bandwidth / 1e9,

@@ -2,6 +2,7 @@
 
     python benchmarks/overheads.py            # half an hour on one core
     python benchmarks/overheads.py --quick
+    python benchmarks/overheads.py --places small-512
 
 All contenders get the same random tokens in turn, A B C A B C, in float32, after a warm-up of each; ratios are medians
 over turns, of processor time. Backbones are BERTs with random weights of the sizes of MiniLM-L6, base and large, with
@@ -34,7 +35,14 @@ from attentune.tasks import Classification
 SIZES = {"small": (384, 6, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
 """Hidden size, layers, heads."""
 PEERS = ("lora", "prefix_tuning", "prompt_tuning", "full")
-PLACES = (("small", 64, 16), ("small", 512, 2), ("base", 64, 8), ("base", 512, 1), ("large", 64, 4), ("small", 4096, 1))
+PLACES = {
+    "small-64": ("small", 64, 16),
+    "small-512": ("small", 512, 2),
+    "base-64": ("base", 64, 8),
+    "base-512": ("base", 512, 1),
+    "large-64": ("large", 64, 4),
+    "small-4096": ("small", 4096, 1),
+}
 """Size, T, B."""
 LONG = 4096
 """At this length LoRA is the only peer, and rounds are a third."""
@@ -172,23 +180,29 @@ def shown(name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one size, two methods, nothing is written")
+    parser.add_argument("--places", nargs="+", choices=list(PLACES), default=list(PLACES), help="the others stay")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     logging.set_verbosity_error()
     torch.set_num_threads(given.threads)
-    places = PLACES[:1] if given.quick else PLACES
-    rows: list[dict[str, Any]] = []
-    for size, length, count in places:
+    kept = RESULTS / "overheads.json"
+    found: dict[str, list[dict[str, Any]]] = {}
+    if kept.is_file() and not given.quick:
+        for row in json.loads(kept.read_text())["rows"]:
+            found.setdefault(f"{row['size']}-{row['T']}", []).append(row)
+    for place in given.places[:1] if given.quick else given.places:
+        size, length, count = PLACES[place]
         peers, rounds = (PEERS[:1], given.rounds // 3) if length == LONG else (PEERS, given.rounds)
         names = ["pasta", "kernel_mix", "lora"] if given.quick else [*METHODS, *peers]
-        rows += measure(size, length, count, names, 3 if given.quick else rounds)
-        print(json.dumps(rows[-len(names) :]), file=sys.stderr)
+        found[place] = measure(size, length, count, names, 3 if given.quick else rounds)
+        print(json.dumps(found[place]), file=sys.stderr)
+    rows = [row for place in PLACES for row in found.get(place, [])]
     results = {"where": where(), "date": time.strftime("%Y-%m-%d %H:%M"), "rows": rows}
     print(markdown(results))
     if not given.quick:
-        (RESULTS / "overheads.json").write_text(json.dumps(results, indent=1) + "\n")
-        (RESULTS / "overheads.md").write_text(markdown(results))
+        kept.write_text(json.dumps(results, indent=1) + "\n")
+        kept.with_suffix(".md").write_text(markdown(results))
 
 
 if __name__ == "__main__":

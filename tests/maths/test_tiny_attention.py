@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from attentune.method import Frame, Site
+from attentune.methods import tiny_attention as module
 from attentune.methods.tiny_attention import (
     STRUCTURES,
     TinyAttentionConfig,
@@ -218,3 +219,22 @@ def test_gradients(how):
 
     assert differentiable(projected, draw.tensor(2, 3, 3), *values)
     assert differentiable(lambda o, *t: widen(o, dict(zip(names, t, strict=True))), draw.tensor(2, 3, 2), *values)
+
+
+def test_long_rows_with_dropout_keep_no_square(monkeypatch):
+    """The same gradients as of kept weights, and no tensor of T x T numbers among what is kept."""
+    draw = Drawer(0, 1)
+    length = 24
+    frame = Frame(None, None, length, training=True)
+    qkv = [draw.tensor(2, 1, length, 1).requires_grad_() for _ in range(3)]
+    found = []
+    for long in (length, length + 1):
+        monkeypatch.setattr(module, "LONG", long)
+        sizes: list[int] = []
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            out = module.attend(*qkv, frame, 0.5)
+        found.append((max(sizes), torch.autograd.grad(out.square().sum(), qkv)))
+    assert found[0][0] < length**2 <= found[1][0]
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert torch.equal(one, other)

@@ -33,11 +33,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from attentune import scalar_attention
 from attentune.errors import ConfigError
 from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
 
+LONG = 512
+"""From so many positions on, weights with dropout are made again for the backward pass instead of kept."""
 STRUCTURES = ("m0", "m1", "s0", "s1", "seq", "double_seq")
 
 
@@ -101,7 +104,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, frame: Frame, dropout: float) -> Ten
         plan = scalar_attention.faster(q, k, there, causal)
         if plan is not None:
             return scalar_attention.attend(q, k, v, there, plan, causal).transpose(1, 2).flatten(2)
-    return tiny_attention(q, k, v, frame.allowed(q, k), dropout)
+    allowed = frame.allowed(q, k)
+    if dropout and q.requires_grad and q.shape[-2] >= LONG:
+        # Dropped weights are T x T and would be kept for the backward pass; they cost little to make again.
+        return checkpoint(tiny_attention, q, k, v, allowed, dropout, use_reentrant=False)
+    return tiny_attention(q, k, v, allowed, dropout)
 
 
 def widen(o: Tensor, p: Params) -> Tensor:
