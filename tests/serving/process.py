@@ -97,7 +97,7 @@ def tar_of(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
-def until(holds: Callable[[], Any], seconds: float = 60) -> None:
+def until(holds: Callable[[], Any], seconds: float = 180) -> None:
     """Wait until it holds."""
     end = time.monotonic() + seconds
     while True:
