@@ -132,7 +132,7 @@ def page(found: Found) -> str:
         sign = "at most" if target.most else "at least"
         text.append(f"| {target.what} | {sign} {target.bound:.2f} | {value:.3f} | {'' if met else '**missed**'} |")
     text += ["", *(f"![{name}](growth_{name}.svg)" for name in PICTURES), ""]
-    text += [f"Parts: {', '.join(f'[{part}]({part}.md)' for part in PARTS)}.", ""]
+    text += ["The whole of each part stands in a page of its own:", ""]
     abouts = {part: found[part]["where"] for part in PARTS}
     for part, about in abouts.items():
         text.append(
