@@ -233,7 +233,7 @@ def test_long_rows_with_dropout_keep_no_square(monkeypatch):
         sizes: list[int] = []
         torch.manual_seed(0)
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
-            out = module.attend(*qkv, frame, 0.5)
+            out = module.attend(qkv[0], qkv[1], qkv[2], frame, 0.5)
         found.append((max(sizes), torch.autograd.grad(out.square().sum(), qkv)))
     assert found[0][0] < length**2 <= found[1][0]
     for one, other in zip(found[0][1], found[1][1], strict=True):
