@@ -112,6 +112,7 @@ def test_records_have_the_columns_of_peft(sets: Path, tiny_bert: Path) -> None:
     assert record["train_info"]["status"] == "success"
     assert record["run_info"]["train_config"]["model_id"] == str(tiny_bert)
     assert record["run_info"]["peft_config"]["peft_type"] == "IA3"
+    assert record["run_info"]["peft_config"]["base_model_name_or_path"] == str(tiny_bert)
     first, second, last = record["train_info"]["metrics"]
     assert (first["step"], second["step"]) == (3, 6)
     assert {"test accuracy", "train loss", "train samples", "train total tokens"} <= set(last)

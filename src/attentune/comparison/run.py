@@ -125,6 +125,11 @@ class _Fit:
         base = load_backbone(name, getattr(torch, self.run.conditions.frozen), attention_dropout=dropout)
         return base, load_tokenizer(name, base)
 
+    def _peft_config(self) -> dict[str, Any] | None:
+        """With the backbone's name in place of where it lies on this machine."""
+        given = self.tuned.peft_config
+        return given and {**given, "base_model_name_or_path": hub_id(self.run.conditions.backbone)}
+
     def record(self, folder: Path) -> Record:
         """Train, answer, measure."""
         trained = measure.parameters(self.tuned.model)
@@ -138,7 +143,7 @@ class _Fit:
         trainer.accelerator.unwrap_model(self.tuned.model, keep_fp32_wrapper=False)
         size = len(save({name: p.detach().cpu().contiguous() for name, p in self.tuned.kept().items()}))
         return {
-            "run_info": {"peft_config": self.tuned.peft_config, "error_msg": ""},
+            "run_info": {"peft_config": self._peft_config(), "error_msg": ""},
             "train_info": {
                 **memory.accelerator(),
                 "train_time": round(wall, 3),
