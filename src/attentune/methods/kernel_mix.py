@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attentune.dropout import dropout
 from attentune.errors import ConfigError
 from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
 
@@ -94,7 +95,7 @@ def spread(w: Tensor) -> Tensor:
     A few heads' small ranks are cheaper as one matrix product than as one a head with transposes around it.
     """
     here = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
-    return torch.einsum("rhoi,hg->rhogi", w, here).flatten(3, 4).flatten(1, 2)
+    return (w[:, :, :, None] * here[:, None, :, None]).flatten(3, 4).flatten(1, 2)
 
 
 def linear(x: Tensor, w: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ def _scale(cfg: KernelMixConfig, p: Params) -> float:
 
 
 def _dropped(cfg: KernelMixConfig, frame: Frame, x: Tensor) -> Tensor:
-    return F.dropout(x, cfg.dropout) if frame.training and cfg.dropout else x
+    return dropout(x, cfg.dropout) if frame.training and cfg.dropout else x
 
 
 def _handed_on(cfg: KernelMixConfig, frame: Frame, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attentune.dropout import dropout
 from attentune.errors import ConfigError, UnsupportedError
 from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
 
@@ -120,8 +121,7 @@ def edit(cfg: PastaConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Ten
     """Before a block."""
     slot, e = _slots(cfg, frame, y.shape[1]), p["shift"]
     if frame.training and cfg.dropout:
-        drop = torch.nn.functional.dropout(slot.to(e.dtype) @ e, cfg.dropout)
-        return y + drop
+        return y + dropout(slot.to(e.dtype) @ e, cfg.dropout)
     return shift_special(y, e, slot)
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attentune.dropout import dropout
 from attentune.errors import ConfigError
 from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
 
@@ -124,7 +125,7 @@ def _dropped(cfg: PrefixPropagationConfig, frame: Frame, vectors: Tensor) -> Ten
     if not frame.training or not cfg.dropout:
         return vectors
     rows = frame.batch if frame.rows is None else len(frame.rows)
-    return F.dropout(vectors.expand(rows, -1, -1), cfg.dropout)
+    return dropout(vectors.expand(rows, -1, -1), cfg.dropout)
 
 
 def edit_prompt(cfg: PrefixPropagationConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
