@@ -29,4 +29,4 @@ def optimiser(model: nn.Module, training: TrainingOptions, attention: Sequence[s
             group = "head" if "heads" in parts else "method" if parts.isdisjoint(attention) else "attention"
             groups[group].append(parameter)
     listed = [{"params": groups[name], "lr": rate} for name, rate in rates.items() if groups[name]]
-    return torch.optim.AdamW(listed, weight_decay=training.weight_decay)
+    return torch.optim.AdamW(listed, weight_decay=training.weight_decay, fused=True)
