@@ -9,6 +9,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src"
 FILES = sorted(SRC.rglob("*.py"))
 LAYERS = {
+    "attentune.allocator": 0,
     "attentune.dropout": 0,
     "attentune.errors": 0,
     "attentune.anatomy": 1,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
+from attentune.allocator import keep_freed_memory
 from attentune.cli import (
     adopt,
     compare,
@@ -54,6 +55,7 @@ __all__ = ["app", "main"]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script; `arguments` are those of the process unless given."""
+    keep_freed_memory()
     try:
         app(args=None if arguments is None else list(arguments), prog_name="attentune")
     except (AttentuneError, OSError) as error:

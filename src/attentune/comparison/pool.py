@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 
+from attentune.allocator import keep_freed_memory
 from attentune.cluster import join
 from attentune.errors import AttentuneError, ConfigError
 
@@ -93,7 +94,7 @@ class _Processes(_Workplace[Item, Result]):
         self.function = function
         threads = max(torch.get_num_threads() // workers, 1)
         context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(threads,))
+        self.pool = ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads,))
 
     def start(self, item: Item) -> Future[Result]:
         """Hand it over."""
@@ -115,6 +116,12 @@ class _Processes(_Workplace[Item, Result]):
     def close(self) -> None:
         """Let them finish what they are at."""
         self.pool.shutdown(cancel_futures=True)
+
+
+def _settle(threads: int) -> None:
+    """Make a fresh process ready to work."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 class _Ray(_Workplace[Item, Result]):

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from attentune.allocator import keep_freed_memory
 from attentune.demo import TASKS, path
 from attentune.predict import load_many, predict_many
 from attentune.training.train import train
@@ -200,6 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("datasets").setLevel(logging.ERROR)
+    keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     console, begin = Console(), time.perf_counter()
     options.output.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
+from attentune.allocator import keep_freed_memory
 from attentune.errors import AttentuneError, StoreError
 from attentune.serving.folder import Folder
 from attentune.serving.launch import application
@@ -30,6 +31,7 @@ class Replica:
             StoreError: this machine does not see the folder that is served.
         """
         _check_shared(Folder(folder))
+        keep_freed_memory()
         self.app = application(folder, **options)
         self.engine, self.registry = self.app.state.service.engine, self.app.state.service.registry
         self._life = asyncio.get_running_loop().create_task(self._live())
