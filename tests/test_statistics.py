@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from attentune.errors import ConfigError, DataError
-from attentune.evaluation.statistics import difference, interval, mean_ranks, score
+from attentune.evaluation.statistics import bootstrap, mean_ranks, score
 
 
 def slow_score(form: str, rows: np.ndarray[Any, Any]) -> float:
@@ -47,12 +47,13 @@ def test_scores_and_bootstrap_equal_loops(form: str) -> None:
     counts = draw.multinomial(23, [1 / 23] * 23, size=40)
     picked = [np.repeat(np.arange(23), one) for one in counts]
     slow = [np.mean([slow_score(form, rows[at]) for rows in runs]) for at in picked]
-    found = interval(form, runs, level=0.9, resamples=40, seed=5)
+    ours = bootstrap(form, runs, resamples=40, seed=5)
+    found = ours.estimate(level=0.9)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(slow, [0.05, 0.95])))
     assert found.value == pytest.approx(np.mean([slow_score(form, rows) for rows in runs]))
     theirs = [rows_of(form, 23, 3)]
     apart = [a - slow_score(form, theirs[0][at]) for a, at in zip(slow, picked, strict=True)]
-    paired = difference(form, runs, theirs, level=0.9, resamples=40, seed=5)
+    paired = (ours - bootstrap(form, theirs, resamples=40, seed=5)).estimate(level=0.9)
     assert (paired.low, paired.high) == pytest.approx(tuple(np.quantile(apart, [0.05, 0.95])))
 
 
@@ -68,12 +69,12 @@ def test_f1_of_classes_is_sklearns() -> None:
 
 def test_intervals_have_the_width_that_theory_gives() -> None:
     rows = np.array([[1.0]] * 300 + [[0.0]] * 100)
-    found = interval("mean", [rows])
+    found = bootstrap("mean", [rows]).estimate()
     half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
     assert found.value == 0.75
     assert (found.low, found.high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.006)
     pairs = rows_of("correlation", 400)
-    found = interval("correlation", [pairs])
+    found = bootstrap("correlation", [pairs]).estimate()
     z = math.atanh(found.value)
     theory = [math.tanh(z + sign * 1.96 / math.sqrt(397)) for sign in (-1, 1)]
     assert [found.low, found.high] == pytest.approx(theory, abs=0.02)
@@ -84,16 +85,17 @@ def test_pairs_are_surer_than_two_intervals() -> None:
     theirs = rows_of("mean", 200)
     ours = theirs.copy()
     ours[np.flatnonzero(ours == 0)[:10]] = 1
-    assert interval("mean", [ours]).low < interval("mean", [theirs]).high
-    assert difference("mean", [ours], [theirs]).sure
-    assert not difference("mean", [ours], [ours]).sure
-    assert difference("mean", [ours], [theirs]).value == pytest.approx(0.05)
+    one, other = bootstrap("mean", [ours]), bootstrap("mean", [theirs])
+    assert one.estimate().low < other.estimate().high
+    assert (one - other).estimate().sure
+    assert not (one - one).estimate().sure
+    assert (one - other).value == pytest.approx(0.05)
 
 
 def test_equal_runs_give_a_point() -> None:
-    found = interval("mean", [np.ones((9, 1))])
+    found = bootstrap("mean", [np.ones((9, 1))]).estimate()
     assert (found.value, found.low, found.high) == (1, 1, 1)
-    assert interval("correlation", [np.ones((9, 2))]).value == 0
+    assert bootstrap("correlation", [np.ones((9, 2))]).value == 0
 
 
 @settings(max_examples=50, deadline=None)
@@ -111,8 +113,8 @@ def test_ranks_of_some_tasks() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(DataError, match="found 3 and 4"):
-        difference("mean", [np.ones((3, 1))], [np.ones((4, 1))])
+        bootstrap("mean", [np.ones((3, 1))]) - bootstrap("mean", [np.ones((4, 1))])
     with pytest.raises(DataError, match="at least one of each"):
-        interval("mean", [])
+        bootstrap("mean", [])
     with pytest.raises(ConfigError, match="there are mean, f1, correlation"):
         score("median", np.ones((3, 1)))

@@ -12,7 +12,7 @@ from attentune.comparison.compare import RUNS, Counted, read_plan, whole
 from attentune.comparison.contenders import contender
 from attentune.comparison.plan import Cell, Conditions
 from attentune.comparison.run import Record, read
-from attentune.evaluation.statistics import Array, Estimate, difference, interval, mean_ranks
+from attentune.evaluation.statistics import Array, Estimate, bootstrap, mean_ranks
 
 REFERENCE = "lora"
 """Whom the others are measured against, where it takes part; else the best."""
@@ -123,10 +123,11 @@ def _task(cell: Cell, counted: dict[str, Counted], curves: Sequence[Curve]) -> T
     rows = {name: [_rows(folds) for folds in seeds] for name, seeds in counted.items()}
     first = next(iter(counted.values()))[0][0]["attentune"]
     form = first["rows"]["form"]
-    scores = {name: interval(form, runs) for name, runs in rows.items()}
+    drawn = {name: bootstrap(form, runs) for name, runs in rows.items()}
+    scores = {name: found.estimate() for name, found in drawn.items()}
     order = sorted(scores, key=lambda name: -scores[name].value)
     reference = REFERENCE if REFERENCE in scores else order[0]
-    pairs = {a: {b: difference(form, rows[a], rows[b]) for b in order if a != b} for a in order}
+    pairs = {a: {b: (drawn[a] - drawn[b]).estimate() for b in order if a != b} for a in order}
     return TaskSummary(
         name=cell.first.task,
         metric=first["metric"],

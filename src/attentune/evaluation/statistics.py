@@ -10,6 +10,8 @@ the means of N rows of statistics, so that a resample of the rows is one row of 
 Percentile bootstrap: B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,32 +47,49 @@ def score(form: str, rows: Array) -> float:
     return float(_of_means(form, x.mean(0)))
 
 
-def interval(
-    form: str, runs: Sequence[Array], level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> Estimate:
-    """The mean score of K runs on the same rows, [N,S] each, and its interval over resampled rows."""
-    low, high = _percentiles(_resampled(form, runs, resamples, seed), level)
-    return Estimate(float(np.mean([score(form, rows) for rows in runs])), low, high)
+@dataclass(frozen=True)
+class Bootstrap:
+    """The mean score of K runs, of their rows and of each resample of them."""
+
+    value: float
+    resampled: Array
+    """[resamples]; runs of the same number of rows see the same resamples."""
+    rows: int
+    """N"""
+
+    def estimate(self, level: float = 0.95) -> Estimate:
+        """The value and the interval that holds the middle `level` of the resamples."""
+        low, high = np.quantile(self.resampled, [(1 - level) / 2, (1 + level) / 2])
+        return Estimate(self.value, float(low), float(high))
+
+    def __sub__(self, other: Bootstrap) -> Bootstrap:
+        """The paired difference: of both on the same rows, resample by resample.
+
+        Raises:
+            DataError: the rows are not the same in number.
+        """
+        if self.rows != other.rows:
+            raise DataError(f"paired runs have the same rows, found {self.rows} and {other.rows}")
+        return Bootstrap(self.value - other.value, self.resampled - other.resampled, self.rows)
 
 
-def difference(
-    form: str,
-    ours: Sequence[Array],
-    theirs: Sequence[Array],
-    level: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Estimate:
-    """Mean score of our runs minus that of theirs, on the same rows: both see each resample.
+def bootstrap(form: str, runs: Sequence[Array], resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
+    """K runs on the same rows, [N,S] each.
 
     Raises:
-        DataError: the rows are not the same in number.
+        DataError: there is no run, a run has no rows, or another number of them.
     """
-    if {len(rows) for rows in ours} != {len(rows) for rows in theirs}:
-        raise DataError(f"paired runs have the same rows, found {len(ours[0])} and {len(theirs[0])}")
-    apart = _resampled(form, ours, resamples, seed) - _resampled(form, theirs, resamples, seed)
-    value = np.mean([score(form, rows) for rows in ours]) - np.mean([score(form, rows) for rows in theirs])
-    return Estimate(float(value), *_percentiles(apart, level))
+    if not runs or any(len(rows) != len(runs[0]) or not len(rows) for rows in runs):
+        raise DataError("a bootstrap needs runs of the same rows, at least one of each")
+    count = len(runs[0])
+    moments, equal = [_moments(form, rows) for rows in runs], np.full(count, 1 / count)
+    draw, step = np.random.default_rng(seed), max(BLOCK // count, 1)
+    found: list[Array] = []
+    for start in range(0, resamples, step):
+        times = draw.multinomial(count, equal, size=min(step, resamples - start)).astype(float)
+        found.append(np.mean([_of_means(form, times @ means / count) for means in moments], axis=0))
+    value = float(np.mean([score(form, rows) for rows in runs]))
+    return Bootstrap(value, np.concatenate(found), count)
 
 
 def mean_ranks(scores: Array) -> Array:
@@ -83,20 +102,6 @@ def mean_ranks(scores: Array) -> Array:
     ranks = np.where(np.isnan(scores), np.nan, above + (equal + 1) / 2)
     counted = (~np.isnan(ranks)).sum(0)
     return np.where(counted > 0, np.nansum(ranks, 0) / np.maximum(counted, 1), np.nan)
-
-
-def _resampled(form: str, runs: Sequence[Array], resamples: int, seed: int) -> Array:
-    """Mean score of K runs on each resample of their rows, [resamples]; the resamples depend on N and seed alone."""
-    if not runs or any(len(rows) != len(runs[0]) or not len(rows) for rows in runs):
-        raise DataError("a bootstrap needs runs of the same rows, at least one of each")
-    count = len(runs[0])
-    moments, equal = [_moments(form, rows) for rows in runs], np.full(count, 1 / count)
-    draw, step = np.random.default_rng(seed), max(BLOCK // count, 1)
-    found: list[Array] = []
-    for start in range(0, resamples, step):
-        times = draw.multinomial(count, equal, size=min(step, resamples - start)).astype(float)
-        found.append(np.mean([_of_means(form, times @ means / count) for means in moments], axis=0))
-    return np.concatenate(found)
 
 
 def _moments(form: str, rows: Array) -> Array:
@@ -122,8 +127,3 @@ def _of_means(form: str, x: Array) -> Array:
     p, r, pp, rr, pr = np.moveaxis(x, -1, 0)
     size = np.sqrt(np.maximum(pp - p * p, 0) * np.maximum(rr - r * r, 0))
     return np.where(size > 0, (pr - p * r) / np.where(size > 0, size, 1), 0.0)
-
-
-def _percentiles(values: Array, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from attentune.evaluation.metrics import is_bio
-from attentune.evaluation.statistics import Estimate, interval
+from attentune.evaluation.statistics import Estimate, bootstrap
 from attentune.tasks.sources import Row
 from attentune.tasks.tag import spans_of
 from attentune.tasks.task import Answer, Task
@@ -37,7 +37,7 @@ def main_score(task: Task, answers: Sequence[Answer], rows: Sequence[Row]) -> Es
     if task.kind == "generation":
         return None
     form, statistics = by_row(task, answers, rows)
-    return interval(form, [np.array(statistics)])
+    return bootstrap(form, [np.array(statistics)]).estimate()
 
 
 def _counts(found: set[object], wanted: set[object]) -> list[float]:
