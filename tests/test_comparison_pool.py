@@ -1,12 +1,14 @@
 """The pool: every item once, results as they finish, in one process, several, or a Ray cluster."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import psutil
 import pytest
 
 from attentune.comparison import pool
@@ -83,6 +85,44 @@ def test_errors_come_through(workers: int) -> None:
 def test_a_dead_worker_is_a_sentence() -> None:
     with pytest.raises(AttentuneError, match="a worker process died"):
         list(pool.map(die, [1], workers=2))
+
+
+LEFT_ALONE = """
+import os, sys, time
+from pathlib import Path
+from attentune.comparison import pool
+
+def wait(folder):
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(pool.map(wait, [sys.argv[1]] * 2, workers=2))
+"""
+
+
+def is_at_work(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_workers_of_a_killed_process_end_too(tmp_path: Path) -> None:
+    script, pids = tmp_path / "left_alone.py", tmp_path / "pids"
+    script.write_text(LEFT_ALONE, encoding="utf-8")
+    pids.mkdir()
+    parent = subprocess.Popen([sys.executable, str(script), str(pids)], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while len(workers := [int(file.name) for file in pids.iterdir()]) < 2:
+        assert parent.poll() is None
+        assert time.monotonic() < until, "nobody came"
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    while any(map(is_at_work, workers)):
+        assert time.monotonic() < until, "they work on for nobody"
+        time.sleep(0.1)
 
 
 def test_refusals() -> None:

@@ -9,6 +9,8 @@ a one), the items are plain values.
 
 import contextlib
 import multiprocessing
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -122,6 +124,15 @@ def _settle(threads: int) -> None:
     """Make a fresh process ready to work."""
     torch.set_num_threads(threads)
     keep_freed_memory()
+    # A parent that is killed cannot let its workers go, and they would wait for it for ever.
+    threading.Thread(target=_end_with_parent, name="attentune-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class _Ray(_Workplace[Item, Result]):
