@@ -172,6 +172,7 @@ def _clenshaw(coefficients: Tensor, x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # Kept for later calls, which may train.
 def _chebyshev(plan: Plan, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Places [P n] of all nodes in 0..1, and [n,n] that makes coefficients of the values at a panel's nodes."""
     angles = math.pi * (torch.arange(plan.nodes, dtype=torch.float64) + 0.5) / plan.nodes

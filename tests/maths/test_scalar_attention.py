@@ -122,6 +122,17 @@ def test_gradients(causal: bool) -> None:
         assert (a - b).abs().max() < 1e-7
 
 
+def test_it_is_trained_after_it_has_answered() -> None:
+    """What is kept from one call to the next was made in inference mode."""
+    by = Plan(3, 11)  # of no other test
+    q, k, v = (torch.randn(1, 1, 9, 1) for _ in range(3))
+    with torch.inference_mode():
+        attend(q, k, v, None, by)
+    q.requires_grad_()
+    attend(q, k, v, None, by).sum().backward()
+    assert q.grad is not None
+
+
 def test_float32_is_as_exact_as_attention_itself() -> None:
     for form in ("gaussian", "two clusters", "one outlier", "all equal"):
         q, k, v = (t.float() for t in draw(form, 2048, seed=5))
