@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from serving.kit import adapter
 
 import attentune
-from attentune import store
+from attentune import quantised, store
 from attentune.backbones import fingerprint, load_backbone
 from attentune.errors import ConfigError
-from attentune.quantised import Int8Linear, quantise
+from attentune.quantised import Int8Linear, product, quantise
 from attentune.serving import Ask, Bank, Engine
 
 KINDS = ("bert", "deberta-v2", "modernbert", "longformer", "t5", "gpt2", "llama")
@@ -51,6 +51,16 @@ def test_a_row_is_the_same_bit_for_bit_beside_any_other() -> None:
     together = layer(x)
     assert all(together[i].equal(layer(x[i : i + 1])[0]) for i in range(5))
     assert layer(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_large_batch_is_multiplied_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, x = Int8Linear(torch.randn(8, 16), torch.randn(8)), torch.randn(2, 11, 16)
+    whole, taken = layer(x), list[int]()
+    monkeypatch.setattr(quantised, "PART", 5)
+    monkeypatch.setattr(quantised, "product", lambda a, w: taken.append(len(a)) or product(a, w))
+    assert layer(x).equal(whole)
+    assert taken == [5, 5, 5, 5, 2]
 
 
 def backbone(kind: str) -> Any:

@@ -20,6 +20,8 @@ from attentune.errors import ConfigError, UnsupportedError
 
 QUANTISATIONS = ("int8",)
 STEPS = 127
+PART = 512
+"""Rows that are rounded and multiplied at a time; what is made on the way is as large as they are, not as the batch."""
 
 
 class Int8Linear(nn.Module):
@@ -65,9 +67,13 @@ class StraightThrough(torch.autograd.Function):
 
 def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """In float, of x [N,in] and weight [out,in] in int8 with scale [out]; bias [out] -> [N,out]"""
-    rounded, scale_x = rounded_rows(x)
-    y = (product(rounded, weight) * scale_x).mul_(scale)
-    return y if bias is None else y.add_(bias)
+    y = x.new_empty(len(x), len(weight))
+    for part, out in zip(x.split(PART), y.split(PART), strict=True):
+        rounded, scale_x = rounded_rows(part)
+        torch.mul(product(rounded, weight), scale_x, out=out).mul_(scale)
+        if bias is not None:
+            out.add_(bias)
+    return y
 
 
 def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor]:
