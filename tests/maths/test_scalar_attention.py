@@ -128,9 +128,10 @@ def test_it_is_trained_after_it_has_answered() -> None:
     q, k, v = (torch.randn(1, 1, 9, 1) for _ in range(3))
     with torch.inference_mode():
         attend(q, k, v, None, by)
-    q.requires_grad_()
+    for t in (q, k, v):
+        t.requires_grad_()
     attend(q, k, v, None, by).sum().backward()
-    assert q.grad is not None
+    assert all(t.grad is not None for t in (q, k, v))
 
 
 def test_float32_is_as_exact_as_attention_itself() -> None:
