@@ -1,6 +1,6 @@
 """What it is worth that freed memory stays with the process (`attentune.allocator`).
 
-    python benchmarks/allocator.py            # four minutes on one core
+    python benchmarks/allocator.py            # some minutes on one core
     python benchmarks/allocator.py --quick
 
 A forward of a BERT of the size of MiniLM-L6 with random weights, in float32, in the main thread and in one beside it,
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one line of one pair of processes, nothing is written")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    places, threads, processes = (PLACES[:1], (False,), 1) if given.quick else (PLACES, (False, True), 5)
+    places, threads, processes = (PLACES[:1], (False,), 1) if given.quick else (PLACES, (False, True), 3)
     rows = [line(length, rows, beside, processes) for length, rows in places for beside in threads]
     results = {"where": where(), "date": time.strftime("%Y-%m-%d %H:%M"), "rows": rows}
     print(markdown(results))

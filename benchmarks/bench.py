@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from methods import RESULTS
-from overheads import PROMPTS, SIZES, shown
+from overheads import SIZES, shown
 
 from attentune.evaluation.pictures import COLOURS, svg
 
@@ -29,6 +29,8 @@ PARTS = {
     "overheads": QUICK,
     "memory": QUICK,
     "limits": QUICK,
+    "allocator": QUICK,
+    "compiled": QUICK,
     "tiny_attention": QUICK,
     "serving": [*QUICK, "--parts", "throughput", "against_peft"],
 }
@@ -39,28 +41,11 @@ Found = dict[str, Any]
 
 
 class Target(NamedTuple):
-    """What was aimed at: a ratio that is at most, or at least, a bound."""
+    """What was aimed at: a ratio that is at least a bound."""
 
     what: str
     find: Callable[[Found], float]
     bound: float
-    most: bool = True
-
-
-def overhead(name: str, column: str, size: str = "small", length: int = 64) -> Callable[[Found], float]:
-    """A figure of one contender at one place."""
-
-    def find(found: Found) -> float:
-        rows: list[Row] = found["overheads"]["rows"]
-        wanted = (size, length, name)
-        return next(row[column] for row in rows if (row["size"], row["T"], row["contender"]) == wanted)
-
-    return find
-
-
-def forward(name: str) -> Callable[[Found], float]:
-    """Of the bare backbone, at T + m for those that put a prompt in front."""
-    return overhead(name, "forward / bare at T + m" if name in PROMPTS else "forward / bare")
 
 
 def served(method: str, tasks: str, traffic: str) -> Callable[[Found], float]:
@@ -85,24 +70,8 @@ def linear(length: int) -> Callable[[Found], float]:
 
 FIVE = ("pasta", "tiny_attention", "prefix_propagation", "attempt", "kernel_mix")
 TARGETS = [
-    Target("forward of PASTA / bare", forward("pasta"), 1.03),
     *(
-        Target(f"forward of {shown(name)} / bare{' at T + m' if name in PROMPTS else ''}", forward(name), 1.06)
-        for name in FIVE[1:]
-    ),
-    Target("forward of Kernel-mix, merged / bare", forward("kernel_mix, merged"), 1.01),
-    *(Target(f"training step of {shown(name)} / LoRA", overhead(name, "step / LoRA"), 1.0) for name in FIVE),
-    *(Target(f"kept memory of {shown(name)} / LoRA", overhead(name, "kept / LoRA"), 1.0) for name in FIVE),
-    *(
-        Target(
-            f"kept memory of Tiny attention / LoRA, {length:,} tokens",
-            overhead("tiny_attention", "kept / LoRA", length=length),
-            1.0,
-        )
-        for length in (512, 4096)
-    ),
-    *(
-        Target(f"1,000 tasks of {shown(name)}, {traffic} / bare", served(name, "1,000", traffic), 0.95, most=False)
+        Target(f"1,000 tasks of {shown(name)}, {traffic} / bare", served(name, "1,000", traffic), 0.95)
         for name in FIVE
         for traffic in ("uniform", "zipf")
     ),
@@ -110,27 +79,56 @@ TARGETS = [
         "32 tasks in one batch / row by row with peft's set_adapter",
         versus_peft("64 tokens: times as fast as peft LoRA set_adapter, row by row"),
         2.0,
-        most=False,
     ),
     Target(
         "32 tasks in one batch / peft LoRA's adapter_names",
         versus_peft("64 tokens: times as fast as peft LoRA adapter_names"),
         1.0,
-        most=False,
     ),
-    Target("tiny attention in linear time / exact, T = 4,096", linear(4096), 1.0, most=False),
+    Target("tiny attention in linear time / exact, T = 4,096", linear(4096), 1.0),
 ]
+
+
+def at_most(name: str, column: str) -> float:
+    """What one adapter may cost, as a ratio."""
+    if column != "forward / bare at T + m":
+        return 1.0
+    return {"pasta": 1.03, "kernel_mix, merged": 1.01}.get(name, 1.06)
+
+
+COLUMNS = {
+    "forward / bare at T + m": "A forward, of the bare backbone's (at T + m positions for those that put m in front)",
+    "step / LoRA": "A training step, of LoRA's on the same T tokens, whatever stands in front",
+    "kept / LoRA": "What autograd keeps for the backward pass, of LoRA's",
+}
+
+
+def one_adapter(found: Found, column: str) -> list[str]:
+    """A table of contenders by size and T; what is more than was aimed at is bold."""
+    rows: list[Row] = [row for row in found["overheads"]["rows"] if column in row]
+    places = list(dict.fromkeys((row["size"], row["T"]) for row in rows))
+    values = {(row["contender"], row["size"], row["T"]): row[column] for row in rows}
+    head = ["", "at most", *(f"{size}, T = {length:,}" for size, length in places)]
+    text = [f"{COLUMNS[column]}:", "", f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for name in (*FIVE, "kernel_mix, merged"):
+        bound, here = at_most(name, column), [values.get((name, *place)) for place in places]
+        if any(here):
+            cells = ["" if v is None else f"{v:.3f}" if v <= bound else f"**{v:.3f}**" for v in here]
+            text.append(f"| {shown(name)} | {bound:.2f} | {' | '.join(cells)} |")
+    return [*text, ""]
 
 
 def page(found: Found) -> str:
     """Targets beside figures, and the pictures."""
-    text = ["# Measured: the targets", "", "Ratios of medians in one run; small: the size of MiniLM-L6, 64 tokens.", ""]
-    text += ["| ratio | aimed at | measured | |", "| --- | ---: | ---: | --- |"]
+    text = ["# Measured: the targets", "", "Ratios of medians in one run; what misses its target is bold.", ""]
+    text += ["## One adapter", "", "small is the size of MiniLM-L6.", ""]
+    for column in COLUMNS:
+        text += one_adapter(found, column)
+    text += ["## Many tasks, and long rows", "", "| ratio | at least | measured |", "| --- | ---: | ---: |"]
     for target in TARGETS:
         value = target.find(found)
-        met = value <= target.bound if target.most else value >= target.bound
-        sign = "at most" if target.most else "at least"
-        text.append(f"| {target.what} | {sign} {target.bound:.2f} | {value:.3f} | {'' if met else '**missed**'} |")
+        figure = f"{value:.3f}" if value >= target.bound else f"**{value:.3f}**"
+        text.append(f"| {target.what} | {target.bound:.2f} | {figure} |")
     text += ["", *(f"![{name}](growth_{name}.svg)" for name in PICTURES), ""]
     text += ["The whole of each part stands in a page of its own:", ""]
     abouts = {part: found[part]["where"] for part in PARTS}

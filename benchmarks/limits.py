@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import logging
 
+from attentune.allocator import keep_freed_memory
+
 PLACES = (("small", 64, 16), ("small", 512, 2), ("base", 64, 8), ("base", 512, 1))
 METHODS = ("pasta", "tiny_attention", "kernel_mix")
 """Those that add no rows to the sequence."""
@@ -135,6 +137,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
     logging.set_verbosity_error()
+    keep_freed_memory()
     torch.set_num_threads(1)
     rows: list[Row] = []
     for place in PLACES[:1] if given.quick else PLACES:

@@ -1,13 +1,14 @@
 """What one adapter costs: forward against the bare backbone, a training step and its memory against peft's LoRA.
 
-    python benchmarks/overheads.py            # half an hour on one core
+    python benchmarks/overheads.py            # an hour on one core
     python benchmarks/overheads.py --quick
     python benchmarks/overheads.py --places small-512
 
 All contenders get the same random tokens in turn, A B C A B C, in float32, after a warm-up of each; ratios are medians
-over turns, of processor time. Backbones are BERTs with random weights of the sizes of MiniLM-L6, base and large, with
-no dropout of attention weights. A training step is loss, gradients and AdamW. Memory is that of the tensors that
-autograd keeps for the backward pass, beside the parameters.
+over turns, of processor time; freed memory stays with the process, as in the commands. Backbones are BERTs with random
+weights of the sizes of MiniLM-L6, base and large, with no dropout of attention weights. A training step is loss,
+gradients and AdamW. Memory is that of the tensors that autograd keeps for the backward pass, beside the parameters.
+Rows of 4,096 tokens have the recipes of long documents; there, four blocks stand for all of the larger sizes.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from methods import RESULTS, where
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, logging
 
+from attentune.allocator import keep_freed_memory
 from attentune.backbones import load_backbone, load_tokenizer
 from attentune.comparison.contenders import build, contender, recipe_for
 from attentune.comparison.plan import Conditions
@@ -32,8 +34,14 @@ from attentune.methods import METHODS
 from attentune.model import twin
 from attentune.tasks import Classification
 
-SIZES = {"small": (384, 6, 12), "base": (768, 12, 12), "large": (1024, 24, 16)}
-"""Hidden size, layers, heads."""
+SIZES = {
+    "small": (384, 6, 12),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "base, 4 blocks": (768, 4, 12),
+    "large, 4 blocks": (1024, 4, 16),
+}
+"""Hidden size, layers, heads; all blocks cost the same, so that four of them tell the ratios of long rows."""
 PEERS = ("lora", "prefix_tuning", "prompt_tuning", "full")
 PLACES = {
     "small-64": ("small", 64, 16),
@@ -42,10 +50,12 @@ PLACES = {
     "base-512": ("base", 512, 1),
     "large-64": ("large", 64, 4),
     "small-4096": ("small", 4096, 1),
+    "base-4096": ("base, 4 blocks", 4096, 1),
+    "large-4096": ("large, 4 blocks", 4096, 1),
 }
 """Size, T, B."""
 LONG = 4096
-"""At this length LoRA is the only peer, and rounds are a third."""
+"""At this length LoRA is the only peer, rounds are a third, and recipes are those of long documents."""
 PROMPTS = {"prefix_propagation", "attempt", "prompt_tuning"}
 """They lengthen the sequence, and are measured against the backbone at T + m, too."""
 WARM = 2
@@ -80,7 +90,8 @@ def contenders(names: Sequence[str], base: Any, length: int) -> dict[str, nn.Mod
     tokenizer = load_tokenizer("minilm", load_backbone("minilm"))
     found: dict[str, nn.Module] = {}
     for name in names:
-        recipe = recipe_for(name, "classification", False, Conditions(max_length=length))
+        kind = "long_documents" if length >= LONG else "classification"
+        recipe = recipe_for(name, kind, False, Conditions(max_length=length))
         own: Any = deepcopy(base) if name == "full" else twin(base)
         found[name] = build(name, own, tokenizer, TASK, recipe).model.eval()
     return found
@@ -185,12 +196,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     logging.set_verbosity_error()
+    keep_freed_memory()
     torch.set_num_threads(given.threads)
     kept = RESULTS / "overheads.json"
     found: dict[str, list[dict[str, Any]]] = {}
     if kept.is_file() and not given.quick:
         for row in json.loads(kept.read_text())["rows"]:
-            found.setdefault(f"{row['size']}-{row['T']}", []).append(row)
+            found.setdefault(f"{row['size'].partition(',')[0]}-{row['T']}", []).append(row)
     for place in given.places[:1] if given.quick else given.places:
         size, length, count = PLACES[place]
         peers, rounds = (PEERS[:1], given.rounds // 3) if length == LONG else (PEERS, given.rounds)

@@ -32,6 +32,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertForSequenceClassification, logging
 
 from attentune import TaskModel, store
+from attentune.allocator import keep_freed_memory
 from attentune.backbones import load_backbone, load_tokenizer
 from attentune.serving import Ask, Bank, Engine
 
@@ -292,6 +293,7 @@ def main() -> None:
         sizes.tasks, sizes.methods, sizes.rounds, sizes.peft_adapters, sizes.rows = [1, 8], ["pasta"], 2, 33, 8
         sizes.registered, sizes.asks, sizes.seconds = 200, 500, 1
     logging.set_verbosity_error()
+    keep_freed_memory()
     torch.set_num_threads(sizes.threads)
     kept = RESULTS / "serving.json"
     results: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() and not sizes.quick else {}

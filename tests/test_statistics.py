@@ -113,7 +113,7 @@ def test_ranks_of_some_tasks() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(DataError, match="found 3 and 4"):
-        bootstrap("mean", [np.ones((3, 1))]) - bootstrap("mean", [np.ones((4, 1))])
+        (bootstrap("mean", [np.ones((3, 1))]) - bootstrap("mean", [np.ones((4, 1))])).estimate()
     with pytest.raises(DataError, match="at least one of each"):
         bootstrap("mean", [])
     with pytest.raises(ConfigError, match="there are mean, f1, correlation"):
