@@ -39,9 +39,13 @@ class Server:
 
     def __enter__(self) -> Server:
         assert self.process.stdout is not None
-        self.started = self.process.stdout.readline()
-        assert self.started, self.errors()
-        until(lambda: json.loads(self.get("/ready")) == {"status": "ready"})
+        try:
+            self.started = self.process.stdout.readline()
+            assert self.started, self.errors()
+            until(lambda: json.loads(self.get("/ready")) == {"status": "ready"})
+        except BaseException:
+            self.__exit__()  # A start that fails leaves no process for the tests after it.
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
