@@ -10,17 +10,16 @@ are pages that the system had to give during one forward.
 """
 
 import argparse
-import json
-import multiprocessing
 import resource
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any
 
 import torch
-from methods import RESULTS, where
+from many import alone
 from overheads import backbone, tokens
+from pages import Row, closing, opening, save, stamp, table
 from transformers import logging
 
 from attentune.allocator import keep_freed_memory
@@ -28,7 +27,6 @@ from attentune.allocator import keep_freed_memory
 PLACES = ((64, 16), (512, 2))
 """T, B."""
 FORWARDS, WARM = 15, 3
-Row = dict[str, Any]
 
 
 def measure(length: int, rows: int, beside: bool, keep: bool) -> tuple[float, float, float]:
@@ -60,15 +58,9 @@ def measure(length: int, rows: int, beside: bool, keep: bool) -> tuple[float, fl
     return 1000 * median(seconds), faults / FORWARDS, peak
 
 
-def fresh(*arguments: Any) -> tuple[float, float, float]:
-    """The same in a process of its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
-
-
 def line(length: int, rows: int, beside: bool, processes: int) -> Row:
     """With and without, in turn."""
-    found = [[fresh(length, rows, beside, keep) for keep in (False, True)] for _ in range(processes)]
+    found = [[alone(measure, length, rows, beside, keep) for keep in (False, True)] for _ in range(processes)]
     row: Row = {"T": length, "B": rows, "thread": "beside" if beside else "main"}
     for keep, name in enumerate(("handed back", "kept")):
         for at, what in enumerate(("ms", "faults", "peak MB")):
@@ -79,14 +71,7 @@ def line(length: int, rows: int, beside: bool, processes: int) -> Row:
 
 def markdown(results: dict[str, Any]) -> str:
     """The table."""
-    rows: list[Row] = results["rows"]
-    text = ["# Measured: freed memory stays", "", " ".join((__doc__ or "").split("\n\n")[2].split()), ""]
-    text += [f"| {' | '.join(rows[0])} |", "|" + " ---: |" * len(rows[0])]
-    for row in rows:
-        cells = [f"{value:,.3g}" if isinstance(value, float) else str(value) for value in row.values()]
-        text.append(f"| {' | '.join(cells)} |")
-    about = results["where"]
-    text += ["", f"{about['machine']}, {about['threads']} thread(s), torch {about['torch']}, {results['date']}."]
+    text = [*opening("freed memory stays", __doc__), *table(results["rows"]), "", closing(results)]
     return "\n".join(text) + "\n"
 
 
@@ -97,11 +82,10 @@ def main() -> None:
     torch.set_num_threads(1)
     places, threads, processes = (PLACES[:1], (False,), 1) if given.quick else (PLACES, (False, True), 3)
     rows = [line(length, rows, beside, processes) for length, rows in places for beside in threads]
-    results = {"where": where(), "date": time.strftime("%Y-%m-%d %H:%M"), "rows": rows}
+    results = {**stamp(), "rows": rows}
     print(markdown(results))
     if not given.quick:
-        (RESULTS / "allocator.json").write_text(json.dumps(results, indent=1) + "\n")
-        (RESULTS / "allocator.md").write_text(markdown(results))
+        save("allocator", results, markdown(results))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from methods import RESULTS
 from overheads import SIZES, shown
+from pages import RESULTS, Row
 
 from attentune.evaluation.pictures import COLOURS, svg
 
@@ -35,7 +35,6 @@ PARTS = {
     "serving": [*QUICK, "--parts", "throughput", "against_peft"],
 }
 """Script -> its arguments in the quick form."""
-Row = dict[str, Any]
 Found = dict[str, Any]
 """Part -> what it measured."""
 

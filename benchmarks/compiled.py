@@ -10,7 +10,6 @@ kernels of before) is paid again for every new shape of a batch.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from statistics import median
@@ -18,8 +17,8 @@ from typing import Any
 
 import torch
 from many import in_turn, ratio
-from methods import RESULTS, where
 from overheads import backbone, contenders, shown, tokens
+from pages import Row, closing, opening, save, stamp, table
 from transformers import logging
 
 from attentune.allocator import keep_freed_memory
@@ -27,7 +26,6 @@ from attentune.methods import METHODS
 
 PLACES = ((64, 16), (512, 2))
 """T, B."""
-Row = dict[str, Any]
 
 
 def measure(length: int, rows: int, names: list[str], rounds: int) -> list[Row]:
@@ -66,16 +64,8 @@ def measure(length: int, rows: int, names: list[str], rounds: int) -> list[Row]:
 
 def markdown(results: dict[str, Any]) -> str:
     """The table."""
-    rows: list[Row] = results["rows"]
-    text = ["# Measured: torch.compile", "", " ".join((__doc__ or "").split("\n\n")[2].split()), ""]
-    text += [f"| {' | '.join(rows[0])} |", "|" + " ---: |" * len(rows[0])]
-    for row in rows:
-        cells = [f"{value:,.3g}" if isinstance(value, float) else str(value) for value in row.values()]
-        cells[2] = shown(row["contender"])
-        text.append(f"| {' | '.join(cells)} |")
-    about = results["where"]
-    text += ["", f"{about['machine']}, {about['threads']} thread(s), torch {about['torch']}, {results['date']}."]
-    return "\n".join(text) + "\n"
+    rows = [{**row, "contender": shown(row["contender"])} for row in results["rows"]]
+    return "\n".join([*opening("torch.compile", __doc__), *table(rows), "", closing(results)]) + "\n"
 
 
 def main() -> None:
@@ -87,11 +77,10 @@ def main() -> None:
     torch.set_num_threads(1)
     places, names, rounds = (PLACES[:1], ["pasta"], 3) if given.quick else (PLACES, list(METHODS), 9)
     rows = [row for length, count in places for row in measure(length, count, names, rounds)]
-    results = {"where": where(), "date": time.strftime("%Y-%m-%d %H:%M"), "rows": rows}
+    results = {**stamp(), "rows": rows}
     print(markdown(results))
     if not given.quick:
-        (RESULTS / "compiled.json").write_text(json.dumps(results, indent=1) + "\n")
-        (RESULTS / "compiled.md").write_text(markdown(results))
+        save("compiled", results, markdown(results))
 
 
 if __name__ == "__main__":

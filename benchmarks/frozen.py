@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from methods import RESULTS, where
+from pages import RESULTS, where
 from together import clock
 from transformers import logging
 

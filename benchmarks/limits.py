@@ -10,7 +10,6 @@ changes. Shares below 0 are noise.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from statistics import median
@@ -18,8 +17,8 @@ from typing import Any
 
 import torch
 from many import in_turn, ratio
-from methods import RESULTS, where
 from overheads import SIZES, backbone, contenders, shown, tokens
+from pages import Row, closing, opening, save, stamp, table
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import logging
@@ -31,7 +30,6 @@ METHODS = ("pasta", "tiny_attention", "kernel_mix")
 """Those that add no rows to the sequence."""
 SQUARE = 1024
 COPIED = 64 * 2**20
-Row = dict[str, Any]
 
 
 def products(size: str, length: int, rows: int) -> tuple[Callable[[int], Any], float]:
@@ -118,17 +116,10 @@ def measure(size: str, length: int, rows: int, rounds: int) -> list[Row]:
 def markdown(results: dict[str, Any]) -> str:
     """A table of backbones and one of edits."""
     rows: list[Row] = results["rows"]
-    text = ["# Measured: distance to the limit", "", " ".join((__doc__ or "").split("\n\n")[2].split()), ""]
+    text = opening("distance to the limit", __doc__)
     for some in ([r for r in rows if r["contender"] == "bare"], [r for r in rows if r["contender"] != "bare"]):
-        text += [f"| {' | '.join(some[0])} |", "| --- |" + " ---: |" * (len(some[0]) - 1)]
-        for row in some:
-            cells = [f"{x:.3g}" if isinstance(x, float) else str(x) for x in {**row, "contender": ""}.values()]
-            cells[list(row).index("contender")] = shown(row["contender"])
-            text.append(f"| {' | '.join(cells)} |")
-        text.append("")
-    about = results["where"]
-    text += [f"{about['machine']}, {about['threads']} thread(s), torch {about['torch']}, {results['date']}."]
-    return "\n".join(text) + "\n"
+        text += [*table([{**row, "contender": shown(row["contender"])} for row in some]), ""]
+    return "\n".join([*text, closing(results)]) + "\n"
 
 
 def main() -> None:
@@ -142,11 +133,10 @@ def main() -> None:
     rows: list[Row] = []
     for place in PLACES[:1] if given.quick else PLACES:
         rows += measure(*place, 3 if given.quick else given.rounds)
-    results = {"where": where(), "date": time.strftime("%Y-%m-%d %H:%M"), "rows": rows}
+    results = {**stamp(), "rows": rows}
     print(markdown(results))
     if not given.quick:
-        (RESULTS / "limits.json").write_text(json.dumps(results, indent=1) + "\n")
-        (RESULTS / "limits.md").write_text(markdown(results))
+        save("limits", results, markdown(results))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Many adapters, batches of messages, traffic over tasks, and timing in turn: what the serving benchmarks share."""
 
+import multiprocessing
 import os
 import random
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import get_peft_model
@@ -24,6 +26,7 @@ from attentune.card import Backbone, TaskCard
 from attentune.tasks import Classification, load_data
 from attentune.tasks.columns import Columns
 
+T = TypeVar("T")
 Figures = dict[str, Any]
 """What a part of a benchmark found, by name."""
 LABELS = 4
@@ -98,6 +101,12 @@ def make_adapters(base: Any, folder: Path, method: str, count: int) -> list[Path
         }
         save_file(moved, made[-1] / store.WEIGHTS)
     return made
+
+
+def alone(measure: Callable[..., T], *arguments: Any) -> T:
+    """What a function of a module gives in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()
 
 
 def in_turn(

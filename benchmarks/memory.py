@@ -11,16 +11,14 @@ beyond what the process held before them, sampled every 5 ms. On a GPU it is wha
 import argparse
 import gc
 import json
-import multiprocessing
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import psutil
 import torch
-from methods import RESULTS, where
+from many import alone
 from overheads import backbone, contenders, shown, step_of, tokens
+from pages import Row, closing, opening, save, stamp
 from transformers import logging
 
 from attentune.comparison.measure import Memory
@@ -39,7 +37,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "int8, checkpointing": {"int8": True, "checkpointing": True},
 }
 VARIED = ("pasta", "kernel_mix")
-Row = dict[str, Any]
 
 
 def measure(name: str, length: int, variant: str) -> Row:
@@ -73,18 +70,12 @@ def measure(name: str, length: int, variant: str) -> Row:
     return {"contender": name, "T": length, "frozen": variant, "weights MB": weights / 1e6, "peak MB": peak / 1e6}
 
 
-def fresh(name: str, length: int, variant: str) -> Row:
-    """One training in a process of its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, name, length, variant).result()
-
-
 def markdown(results: dict[str, Any]) -> str:
     """Two tables: methods by length, and one length by the backbone's numbers."""
     rows: list[Row] = results["rows"]
     plain = {(row["contender"], row["T"]): row for row in rows if row["frozen"] == "float32"}
     lengths = list(dict.fromkeys(length for _, length in plain))
-    text = ["# Measured: peak memory of training", "", " ".join((__doc__ or "").split("\n\n")[2].split()), ""]
+    text = opening("peak memory of training", __doc__)
     text += [f"| MB | {' | '.join(f'{TOKENS // t} x {t:,}' for t in lengths)} | of LoRA at {lengths[-1]:,} |"]
     text += ["| --- |" + " ---: |" * (len(lengths) + 1)]
     for name in dict.fromkeys(name for name, _ in plain):
@@ -103,10 +94,7 @@ def markdown(results: dict[str, Any]) -> str:
         if found:
             peaks = [f"{found[name]['peak MB']:,.0f}" for name in VARIED]
             text.append(f"| {variant} | {found[VARIED[0]]['weights MB']:,.0f} | {' | '.join(peaks)} |")
-    about = results["where"]
-    text += ["", f"{about['machine']}, {about['threads']} thread(s), torch {about['torch']}, transformers "]
-    text[-1] += f"{about['transformers']}, peft {about['peft']}, {results['date']}."
-    return "\n".join(text) + "\n"
+    return "\n".join([*text, "", closing(results)]) + "\n"
 
 
 def main() -> None:
@@ -122,14 +110,12 @@ def main() -> None:
     cells += [(name, middle, variant) for variant in variants for name in VARIED]
     rows: list[Row] = []
     for cell in cells:
-        rows.append(fresh(*cell))
+        rows.append(alone(measure, *cell))
         print(json.dumps(rows[-1]), file=sys.stderr)
-    date = time.strftime("%Y-%m-%d %H:%M")
-    results = {"where": where(), "date": date, "varied at": middle, "rows": rows}
+    results = {**stamp(), "varied at": middle, "rows": rows}
     print(markdown(results))
     if not given.quick:
-        (RESULTS / "memory.json").write_text(json.dumps(results, indent=1) + "\n")
-        (RESULTS / "memory.md").write_text(markdown(results))
+        save("memory", results, markdown(results))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,11 @@ rate. Every finished run is a line of the output file and is not repeated, so a 
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,14 +21,13 @@ from typing import Any
 import torch
 from contenders import RATES, build, head_rate, options
 from loop import Loop, Plan
+from pages import RESULTS, stamp
 from probe import Probe
 from sets import METRICS, Set, Sizes, load_set
 from tables import Line, markdown
 from transformers import logging
 
 from attentune.backbones import load_backbone, load_tokenizer
-
-RESULTS = Path(__file__).parent / "results"
 
 
 class Runs:
@@ -52,7 +48,7 @@ class Runs:
 
     def add(self, key: dict[str, Any], result: dict[str, Any]) -> Line:
         """Write one line and show it."""
-        line = {"key": key, **result, "where": where(), "date": time.strftime("%Y-%m-%d %H:%M")}
+        line = {"key": key, **result, **stamp()}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(
@@ -118,19 +114,6 @@ class Measurement:
         if done is None and not self.trains:
             raise UnfinishedError
         return done
-
-
-def where() -> dict[str, Any]:
-    """Machine and versions."""
-    info = Path("/proc/cpuinfo")
-    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    packages = ("attentune", "torch", "transformers", "peft", "scikit-learn")
-    return {
-        "machine": f"{models[0].split(':')[1].strip() if models else platform.machine()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from many import in_turn, ratio
-from methods import RESULTS, where
+from pages import RESULTS, closing, opening, save, stamp
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, logging
 
@@ -163,7 +163,7 @@ def kept_bytes(step: Callable[[int], None]) -> int:
 
 def markdown(results: dict[str, Any]) -> str:
     """A table a size and length."""
-    text = ["# Measured: what one adapter costs", "", " ".join((__doc__ or "").split("\n\n")[2].split()), ""]
+    text = opening("what one adapter costs", __doc__)
     rows: list[dict[str, Any]] = results["rows"]
     for place in dict.fromkeys((row["size"], row["T"], row["B"]) for row in rows):
         some = [row for row in rows if (row["size"], row["T"], row["B"]) == place]
@@ -174,10 +174,7 @@ def markdown(results: dict[str, Any]) -> str:
             cells = [f"{row[name]:.3g}" if name in row else "" for name in columns]
             text.append(f"| {shown(row['contender'])} | {' | '.join(cells)} |")
         text.append("")
-    about = results["where"]
-    text += [f"{about['machine']}, {about['threads']} thread(s), torch {about['torch']}, transformers "]
-    text[-1] += f"{about['transformers']}, peft {about['peft']}, {results['date']}."
-    return "\n".join(text) + "\n"
+    return "\n".join([*text, closing(results)]) + "\n"
 
 
 def shown(name: str) -> str:
@@ -210,11 +207,10 @@ def main() -> None:
         found[place] = measure(size, length, count, names, 3 if given.quick else rounds)
         print(json.dumps(found[place]), file=sys.stderr)
     rows = [row for place in PLACES for row in found.get(place, [])]
-    results = {"where": where(), "date": time.strftime("%Y-%m-%d %H:%M"), "rows": rows}
+    results = {**stamp(), "rows": rows}
     print(markdown(results))
     if not given.quick:
-        kept.write_text(json.dumps(results, indent=1) + "\n")
-        kept.with_suffix(".md").write_text(markdown(results))
+        save("overheads", results, markdown(results))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import torch
 from load import server
 from many import LABELS, PROMPTS, Batch, Figures, batches, make_adapters, medians, texts, traffic
 from many import OPTIONS as METHODS
-from methods import RESULTS, where
+from pages import RESULTS, closing, save, stamp
 from peft import LoraConfig, get_peft_model
 from transformers import BertForSequenceClassification, logging
 
@@ -263,10 +263,7 @@ def markdown(results: dict[str, Any]) -> str:
             "| --- | ---: |",
         ]
         lines += [f"| {name} | {shown(value)} |" for name, value in results[part].items()]
-    about = results["where"]
-    lines += ["", f"{about['machine']}, {about['threads']} thread(s), torch {about['torch']}, transformers "]
-    lines[-1] += f"{about['transformers']}, peft {about['peft']}, {results['date']}."
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", closing(results)]) + "\n"
 
 
 def shown(value: float) -> str:
@@ -297,17 +294,15 @@ def main() -> None:
     torch.set_num_threads(sizes.threads)
     kept = RESULTS / "serving.json"
     results: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() and not sizes.quick else {}
-    results |= {"where": where(), "date": time.strftime("%Y-%m-%d %H:%M")}
+    results |= stamp()
     results["batch"] = f"{sizes.rows} rows of {sizes.length} tokens, minilm, float32"
     for part in sizes.parts:
         with TemporaryDirectory() as scratch:
             results[part] = PARTS[part](Path(scratch), sizes)
         print(json.dumps({part: results[part]}), file=sys.stderr)
         if not sizes.quick:
-            kept.write_text(json.dumps(results, indent=2) + "\n")
+            save("serving", results, markdown(results))
     print(markdown(results))
-    if not sizes.quick:
-        kept.with_suffix(".md").write_text(markdown(results))
 
 
 if __name__ == "__main__":

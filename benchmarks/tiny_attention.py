@@ -8,9 +8,7 @@ measured against attention in float64, as a part of the largest |v|.
 """
 
 import argparse
-import json
 import math
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
@@ -20,7 +18,7 @@ import torch
 from many import in_turn, ratio
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from methods import RESULTS, where
+from pages import RESULTS, Row, closing, opening, save, stamp, table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +26,6 @@ from attentune.evaluation.pictures import svg
 from attentune.scalar_attention import Plan, attend, bound, plan, product_of
 
 HEADS = 4
-Row = dict[str, Any]
 
 
 def gaussian(scale: float) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
@@ -142,16 +139,7 @@ def _figure() -> tuple[Figure, Any]:
 def markdown(results: dict[str, Any]) -> str:
     """The table."""
     rows: list[Row] = results["rows"]
-    lines = [
-        "# Measured: tiny attention of width 1 in linear time",
-        "",
-        " ".join((__doc__ or "").split("\n\n")[2].split()),
-        "",
-    ]
-    lines += [f"| {' | '.join(rows[0])} |", "| --- |" + " ---: |" * (len(rows[0]) - 1)]
-    lines += [
-        "| " + " | ".join(f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()) + " |" for row in rows
-    ]
+    lines = [*opening("tiny attention of width 1 in linear time", __doc__), *table(rows)]
     slopes = []
     for name in CASES:
         some = [row for row in rows if row["case"] == name]
@@ -160,9 +148,7 @@ def markdown(results: dict[str, Any]) -> str:
         ]
         slopes.append(f"{name} {sum(steps) / len(steps):.2f}")
     lines += ["", f"Growth of the linear form over the last doublings, as a power of T: {', '.join(slopes)}.", ""]
-    about = results["where"]
-    lines += [f"{about['machine']}, {about['threads']} thread(s), torch {about['torch']}, {results['date']}."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, closing(results)]) + "\n"
 
 
 def main() -> None:
@@ -177,15 +163,13 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     rows = [measure(name, length, given.rounds) for name in CASES for length in given.lengths]
     results: dict[str, Any] = {
-        "where": where(),
-        "date": time.strftime("%Y-%m-%d %H:%M"),
+        **stamp(),
         "rows": rows,
         "certified": certified(),
     }
     print(markdown(results))
     if not given.quick:
-        (RESULTS / "tiny_attention.json").write_text(json.dumps(results, indent=1) + "\n")
-        (RESULTS / "tiny_attention.md").write_text(markdown(results))
+        save("tiny_attention", results, markdown(results))
         for name, figure in (("tiny_attention", curves(rows)), ("tiny_attention_bound", bounds(results["certified"]))):
             (RESULTS / f"{name}.svg").write_text(svg(figure))
 

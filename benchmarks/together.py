@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from methods import RESULTS, where
+from pages import RESULTS, where
 from transformers import logging
 
 from attentune import demo, train, train_many

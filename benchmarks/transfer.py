@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from methods import RESULTS, Runs
+from methods import Runs
+from pages import RESULTS
 from sets import draw
 from tables import Line
 from transformers import logging

@@ -4,9 +4,6 @@ import torch
 from torch import Size, Tensor
 from torch.nn import functional as F
 
-BITS = 16
-"""Random bits a number: the probability is right to 2**-17."""
-
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Each number of x 0 with probability p, else x / (1 - p).
@@ -20,8 +17,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 
 def kept(shape: Size, p: float) -> Tensor:
-    """Bool [*shape], each True with probability 1 - p; from torch's generator of the CPU."""
-    count, values = shape.numel(), 2**BITS
-    draws = torch.empty(-(-count * BITS // 64), dtype=torch.int64).random_(-(2**63), None)
-    least = min(round(p * values), values - 1) - values // 2
-    return (draws.view(torch.int16)[:count] >= least).view(shape)
+    """Bool [*shape], each True with probability 1 - p, to 2**-16; from torch's generator of the CPU."""
+    count = shape.numel()
+    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    least = min(round(p * 2**16), 2**16 - 1) - 2**15
+    return (bits[:count] >= least).view(shape)
