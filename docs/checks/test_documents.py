@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from blocks import excused
 
@@ -17,6 +19,18 @@ NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 TWICE = [ROOT / "docs" / "tutorials" / f"{path.stem}.md" for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")]
 DOCUMENTS = [path for path in [*PAGES, *NOTEBOOKS] if BUILT not in path.parents and path not in TWICE]
 SECONDS_PER_DOCUMENT = 1200
+
+
+def end_all_with(name: str, value: str) -> None:
+    """End what a document has left running: a server that a notebook started outlives its kernel and holds its port."""
+    left: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(name) == value:
+                process.terminate()
+                left.append(process)
+    for process in psutil.wait_procs(left, timeout=20)[1]:
+        process.kill()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -37,13 +51,16 @@ def test_document(document: Path, tmp_path: Path) -> None:
         "NO_COLOR": "1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
-    done = subprocess.run(
-        [sys.executable, HERE / ("blocks.py" if is_page else "notebooks.py"), document],
-        cwd=work,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS_PER_DOCUMENT,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, HERE / ("blocks.py" if is_page else "notebooks.py"), document],
+            cwd=work,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_PER_DOCUMENT,
+            check=False,
+        )
+    finally:
+        end_all_with("HF_HOME", environment["HF_HOME"])
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
