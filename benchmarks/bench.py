@@ -185,13 +185,13 @@ PICTURES: dict[str, Callable[[Found, Axes], None]] = {
 
 def drawn(draw: Callable[[Found, Axes], None], found: Found) -> str:
     """One picture."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     FigureCanvasSVG(figure)
     panel = figure.subplots()
     panel.spines[["top", "right"]].set_visible(False)
     panel.axhline(1, color="#8a8f98", linewidth=1)
     draw(found, panel)
-    panel.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return svg(figure)
 
 
