@@ -1,6 +1,6 @@
 """Peak memory of training, by method, length and the numbers of the frozen backbone.
 
-    python benchmarks/memory.py            # some fifteen minutes on one core
+    python benchmarks/memory.py            # some twenty minutes on one core
     python benchmarks/memory.py --quick
 
 A BERT of the size of MiniLM-L6 with random weights, 4,096 tokens a step, no dropout of attention weights. Every figure
@@ -31,10 +31,13 @@ CONTENDERS = (*METHODS, "lora", "full")
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"dtype": torch.bfloat16},
-    "int8": {"int8": True},
+    "int8": {"quantise": "int8"},
+    "nf4": {"quantise": "nf4"},
+    "bfloat16 and nf4": {"dtype": torch.bfloat16, "quantise": "nf4"},
     "float32, checkpointing": {"checkpointing": True},
     "bfloat16, checkpointing": {"dtype": torch.bfloat16, "checkpointing": True},
-    "int8, checkpointing": {"int8": True, "checkpointing": True},
+    "int8, checkpointing": {"quantise": "int8", "checkpointing": True},
+    "bfloat16 and nf4, checkpointing": {"dtype": torch.bfloat16, "quantise": "nf4", "checkpointing": True},
 }
 VARIED = ("pasta", "kernel_mix")
 
@@ -45,8 +48,8 @@ def measure(name: str, length: int, variant: str) -> Row:
     torch.set_num_threads(1)
     options = VARIANTS[variant]
     base = backbone("small", length).to(options.get("dtype"))
-    if options.get("int8"):
-        quantise(base, "int8")
+    if how := options.get("quantise"):
+        quantise(base, how)
     weights = base.get_memory_footprint()
     (model,) = contenders([name], base, length).values()
     batch = tokens(TOKENS // length, length)

@@ -85,7 +85,7 @@ def test_train_prints_json_alone(
 def test_evaluate_says_what_other_numbers_cost(tone: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("evaluate", tone, data, "--json") == 0
     plain = json.loads(capsys.readouterr().out)
-    for options in (("--quantise", "int8"), ("--dtype", "bfloat16"), ("--dtype", "bfloat16", "--quantise", "int8")):
+    for options in (("--quantise", "int8"), ("--quantise", "nf4"), ("--dtype", "bfloat16", "--quantise", "int8")):
         assert run("evaluate", tone, data, "--json", *options) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["plain"] == plain

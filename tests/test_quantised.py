@@ -1,4 +1,4 @@
-"""int8 inside the blocks: the formula, a scale a token, close to the float backbone, rows that ignore each other."""
+"""Blocks in int8 and in 4 bits: the formula of int8, close to the float backbone, rows that ignore each other."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from serving.kit import adapter
 
 import attentune
-from attentune import quantised, store
+from attentune import store
 from attentune.backbones import fingerprint, load_backbone
 from attentune.errors import ConfigError
-from attentune.quantised import Int8Linear, product, quantise
+from attentune.quantised import int8, quantise
+from attentune.quantised.int8 import Int8Linear, product
 from attentune.serving import Ask, Bank, Engine
 
 KINDS = ("bert", "deberta-v2", "modernbert", "longformer", "t5", "gpt2", "llama")
@@ -57,8 +58,8 @@ def test_a_large_batch_is_multiplied_in_parts(monkeypatch: pytest.MonkeyPatch) -
     torch.manual_seed(0)
     layer, x = Int8Linear(torch.randn(8, 16), torch.randn(8)), torch.randn(2, 11, 16)
     whole, taken = layer(x), list[int]()
-    monkeypatch.setattr(quantised, "PART", 5)
-    monkeypatch.setattr(quantised, "product", lambda a, w: taken.append(len(a)) or product(a, w))
+    monkeypatch.setattr(int8, "PART", 5)
+    monkeypatch.setattr(int8, "product", lambda a, w: taken.append(len(a)) or product(a, w))
     assert layer(x).equal(whole)
     assert taken == [5, 5, 5, 5, 2]
 
@@ -68,9 +69,10 @@ def backbone(kind: str) -> Any:
     return model if kind == "t5" else model.base_model
 
 
+@pytest.mark.parametrize("how", ["int8", "nf4"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_mixed_rows_equal_rows_alone_in_int8_too(kind: str, tmp_path: Path) -> None:
-    exact, rounded = Bank(backbone(kind)), Bank(backbone(kind), quantise="int8")
+def test_mixed_rows_equal_rows_alone_in_fewer_bits_too(kind: str, how: str, tmp_path: Path) -> None:
+    exact, rounded = Bank(backbone(kind)), Bank(backbone(kind), quantise=how)
     assert rounded.fingerprint == exact.fingerprint
     assert not any(
         isinstance(m, torch.nn.Linear) for m in rounded.model.backbone.get_submodule(_blocks(kind)).modules()
@@ -86,7 +88,8 @@ def test_mixed_rows_equal_rows_alone_in_int8_too(kind: str, tmp_path: Path) -> N
     assert mixed is not None
     assert wanted is not None
     assert not mixed.equal(wanted)
-    assert (mixed - wanted).abs().max() < 0.05 * wanted.abs().max()
+    if how == "int8":
+        assert (mixed - wanted).abs().max() < 0.05 * wanted.abs().max()
     for i, name in enumerate(names):
         row: dict[str, Any] = rows_of(inputs, [i])
         alone = rounded(adapter_names=[name], **row).logits
@@ -100,7 +103,9 @@ def _blocks(kind: str) -> str:
     return stacks_of(model)[0][2].blocks
 
 
-@pytest.mark.parametrize("options", [{"quantise": "int8"}, {"dtype": torch.bfloat16}, {"dtype": torch.float16}])
+@pytest.mark.parametrize(
+    "options", [{"quantise": "int8"}, {"quantise": "nf4"}, {"dtype": torch.bfloat16}, {"dtype": torch.float16}]
+)
 def test_loaded_and_banked_answers_agree(tiny_bert: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     folder = adapter(load_backbone(str(tiny_bert)), tmp_path / "tone", "kernel_mix")
     texts = ["good film", "bad rain the plot is not good"]
@@ -123,7 +128,7 @@ def test_loaded_and_banked_answers_agree(tiny_bert: Path, tmp_path: Path, option
 
 def test_what_cannot_be_quantised_is_refused(tiny_bert: Path) -> None:
     base = load_backbone(str(tiny_bert))
-    with pytest.raises(ConfigError, match="no quantisation 'int4'; there is int8"):
+    with pytest.raises(ConfigError, match="no quantisation 'int4'; there is int8, nf4"):
         quantise(base, "int4")
     before = fingerprint(base)
     quantise(base, "int8")
@@ -141,7 +146,9 @@ def test_the_gradient_passes_over_the_rounding_of_the_inputs() -> None:
 
 
 @pytest.mark.parametrize("method", ["pasta", "tiny_attention", "prefix_propagation", "attempt", "kernel_mix"])
-@pytest.mark.parametrize("options", [{"quantise": "int8", "checkpointing": True}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "options", [{"quantise": "int8", "checkpointing": True}, {"quantise": "nf4"}, {"dtype": "bfloat16"}]
+)
 def test_adapters_learn_on_a_backbone_in_other_numbers(
     tiny_bert: Path, tmp_path: Path, method: str, options: dict[str, Any]
 ) -> None:
@@ -153,7 +160,7 @@ def test_adapters_learn_on_a_backbone_in_other_numbers(
     done = attentune.train(data, method, tmp_path / "tone", str(tiny_bert), epochs=2, max_length=16, **options)
     assert done.card.backbone.fingerprint == fingerprint(load_backbone(str(tiny_bert)))
     assert {tensor.dtype for tensor in load_file(done.folder / store.WEIGHTS).values()} == {torch.float32}
-    how: dict[str, Any] = {"quantise": "int8"} if "quantise" in options else {"dtype": torch.bfloat16}
+    how: dict[str, Any] = {"dtype": torch.bfloat16} if "dtype" in options else {"quantise": options["quantise"]}
     same, plain = (attentune.load(done.folder, str(tiny_bert), **chosen) for chosen in (how, {}))
     for one, other in zip(same.predict(["good film"]), plain.predict(["good film"]), strict=True):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=0.05)

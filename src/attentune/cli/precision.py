@@ -18,9 +18,10 @@ Dtype = Annotated[
     typer.Option(help="Numbers of the backbone; by default those of its file. Adapters and heads stay in float32."),
 ]
 Quantise = Annotated[
-    Literal["int8"] | None,
+    Literal["int8", "nf4"] | None,
     typer.Option(
-        help="Multiply in int8 inside the blocks, on a CPU; `attentune evaluate --quantise int8` tells the cost."
+        help="Inside the blocks: int8 multiplies in 8 bits, on a CPU; nf4 keeps the weights in 4 bits, and is slower. "
+        "`attentune evaluate --quantise int8` tells the cost."
     ),
 ]
 

@@ -33,7 +33,8 @@ def load(
 ) -> Adapter:
     """Load one adapter folder with its backbone; `backbone` names another place to load the same backbone from.
 
-    `dtype` is the backbone's, by default that of its file; with `quantise="int8"` its blocks multiply in int8.
+    `dtype` is the backbone's, by default that of its file; with `quantise` its blocks multiply in "int8", on a CPU, or
+    keep their weights in 4 bits, "nf4".
     `decoding`: `num_beams`, `max_new_tokens` in the place of those that the task was trained with.
 
     Raises:
@@ -120,7 +121,7 @@ def _predictor(
     quantise: str | None = None,
 ) -> Predictor:
     base, tokenizer = load_fitting(stored, backbone, dtype)
-    where = device or ("cuda" if torch.cuda.is_available() and quantise is None else "cpu")
+    where = device or ("cuda" if torch.cuda.is_available() and not quantised.on_cpu_only(quantise) else "cpu")
     cast("nn.Module", base).to(where)
     if quantise is not None:
         quantised.quantise(base, quantise)

@@ -20,6 +20,7 @@ from transformers import (
 
 from attentune.batches import in_batches, logits_by_row
 from attentune.evaluation.metrics import Scores
+from attentune.quantised import on_cpu_only
 from attentune.tasks import Features, Task
 from attentune.tasks.generate import Generation
 from attentune.tasks.sources import Row
@@ -72,7 +73,7 @@ def arguments(folder: Path, training: TrainingOptions, metric: str, name: str | 
         warmup_steps=training.warmup,
         max_grad_norm=training.clip,
         bf16=bf16,
-        use_cpu=training.quantise is not None or not torch.accelerator.is_available(),
+        use_cpu=on_cpu_only(training.quantise) or not torch.accelerator.is_available(),
         eval_strategy=rhythm,
         eval_steps=every,
         save_strategy=rhythm,

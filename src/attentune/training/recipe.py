@@ -102,7 +102,9 @@ class TrainingOptions:
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
         None, "numbers of the frozen backbone; by default those of its file. What is trained stays float32"
     )
-    quantise: Literal["int8"] | None = option(None, "the frozen blocks multiply in int8, on a CPU")
+    quantise: Literal["int8", "nf4"] | None = option(
+        None, "int8: the frozen blocks multiply in it, on a CPU; nf4: they keep their weights in 4 bits"
+    )
     checkpointing: bool = option(False, "compute activations anew in the backward pass: long texts in less memory")
     attention_dropout: float | None = option(
         None, "dropout of the backbone's attention weights; by default its own. 0 lets long texts train faster"

@@ -1,4 +1,4 @@
-"""A backbone whose blocks multiply in int8, on a CPU: smaller, faster, and a little less exact.
+"""A linear map that multiplies in int8, on a CPU: smaller, faster, and a little less exact.
 
 Weights have a scale for each output, activations one for each token, found as they come ("dynamic quantisation"; per
 token as in Yao et al. 2022, arXiv:2206.01861). A scale for a whole batch, as torch.ao.quantization has it, would let
@@ -13,12 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from attentune.anatomy import stacks_of
-from attentune.errors import ConfigError, UnsupportedError
+from attentune.errors import UnsupportedError
 
-QUANTISATIONS = ("int8",)
 STEPS = 127
 PART = 512
 """Rows that are rounded and multiplied at a time; what is made on the way is as large as they are, not as the batch."""
@@ -96,26 +93,17 @@ def exact_here(width: int = 512) -> bool:
     return bool(product(x, x).equal(x.int() @ x.int().T))
 
 
-def quantise(model: nn.Module, how: str) -> None:
-    """Replace every linear map inside the blocks of a backbone; embeddings, norms, poolers and heads stay as they are.
-
-    To be done before adapters are put in, and after `fingerprint`. Adapters can be trained on it.
+def check(model: nn.Module) -> None:
+    """Whether a backbone can multiply in int8 where it is.
 
     Raises:
-        ConfigError: another quantisation than int8 is asked for.
-        UnsupportedError: the backbone is not on a CPU, or on one whose int8 products are not exact.
+        UnsupportedError: it is not on a CPU, or on one whose int8 products are not exact.
     """
-    if how not in QUANTISATIONS:
-        raise ConfigError(f"no quantisation {how!r}; there is {', '.join(QUANTISATIONS)}")
     if (found := next(model.parameters()).device.type) != "cpu":
-        raise UnsupportedError(f"int8 is for CPUs, and the backbone is on {found}; a dtype of bfloat16 helps there")
+        raise UnsupportedError(
+            f"int8 is for CPUs, and the backbone is on {found}; nf4 or a dtype of bfloat16 helps there"
+        )
     if not exact_here():
         raise UnsupportedError(
-            "the int8 products of this CPU overflow; a dtype of bfloat16 is the smaller backbone here"
+            "the int8 products of this CPU overflow; nf4 or a dtype of bfloat16 is the smaller backbone here"
         )
-    for _, stack, anatomy in stacks_of(model):
-        for parent in list(stack.get_submodule(anatomy.blocks).modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, (nn.Linear, Conv1D)):
-                    weight = child.weight.T if isinstance(child, Conv1D) else child.weight
-                    setattr(parent, name, Int8Linear(weight, child.bias).train(child.training))
