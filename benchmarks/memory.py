@@ -9,7 +9,6 @@ beyond what the process held before them, sampled every 5 ms. On a GPU it is wha
 """
 
 import argparse
-import gc
 import json
 import sys
 from typing import Any
@@ -62,9 +61,8 @@ def measure(name: str, length: int, variant: str) -> Row:
         inner: Any = model
         inner.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     step = step_of(model.train(), batch)
-    gc.collect()
-    before = psutil.Process().memory_info().rss
     with Memory(seconds=0.005) as memory:
+        before = psutil.Process().memory_info().rss
         for i in range(2):
             step(i)
     peak = weights + max(memory.resident) - before

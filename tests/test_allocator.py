@@ -35,6 +35,35 @@ def test_batch_after_batch_takes_the_same_pages() -> None:
     assert int(faults) < ROUNDS * BLOCKS * PAGES / 10
 
 
+GIVE = """
+import psutil, torch
+from attentune.allocator import give_back_freed_memory, keep_freed_memory
+from attentune.comparison.measure import Memory
+keep_freed_memory()
+resident = lambda: psutil.Process().memory_info().rss
+small = [torch.ones(2**16)]
+def use():
+    global small
+    blocks = [torch.ones(2**20) for _ in range(100)]
+    small.append(torch.ones(2**16))  # stands in the way of the end of the heap
+use()
+held = resident()
+with Memory() as memory:
+    pass
+print(held - max(memory.resident))
+use()
+print(give_back_freed_memory())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked, and this system has another")
+def test_what_a_run_freed_is_given_back_before_the_next_is_measured() -> None:
+    done = subprocess.run([sys.executable, "-c", GIVE], env={}, capture_output=True, text=True, check=True)
+    given, asked = done.stdout.split()
+    assert int(given) > 300 * 2**20
+    assert asked == "True"
+
+
 @pytest.mark.parametrize("name", allocator.CHOSEN)
 def test_the_environment_decides(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "131072" if name.startswith("MALLOC") else "glibc.malloc.trim_threshold=131072")
@@ -44,3 +73,4 @@ def test_the_environment_decides(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
     assert not allocator.keep_freed_memory()
+    assert not allocator.give_back_freed_memory()

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
@@ -19,8 +20,19 @@ def keep_freed_memory() -> bool:
     """
     if any(name in os.environ for name in CHOSEN):
         return False
+    mallopt = _glibc("mallopt")
+    return bool(mallopt and mallopt(M_MMAP_THRESHOLD, BLOCK) and mallopt(M_TRIM_THRESHOLD, KEPT))
+
+
+def give_back_freed_memory() -> bool:
+    """Hand what is freed back to the system now; True where that could be asked for and there was some."""
+    trim = _glibc("malloc_trim")
+    return bool(trim and trim(0))
+
+
+def _glibc(name: str) -> Callable[..., int] | None:
+    """A function of glibc; musl and macOS have none of these, Windows no process-wide library."""
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # musl and macOS have no mallopt, Windows no process-wide library
-        return False
-    return bool(mallopt(M_MMAP_THRESHOLD, BLOCK) and mallopt(M_TRIM_THRESHOLD, KEPT))
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return None

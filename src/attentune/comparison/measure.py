@@ -1,5 +1,6 @@
 """What a run costs besides its score: memory while training, latency of an answer, and where all that was measured."""
 
+import gc
 import platform
 import statistics
 import threading
@@ -12,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from attentune.allocator import give_back_freed_memory
 from attentune.environment import processor, version_of
 
 Batch = Mapping[str, Tensor]
@@ -28,6 +30,11 @@ class Memory:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Memory":
+        # What a former run of this process has freed is not a cost of this one.
+        gc.collect()
+        give_back_freed_memory()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         self._thread.start()
         return self
 

@@ -70,7 +70,7 @@ def _render(template: str, summary: Summary, autoescape: bool) -> str:
 
 
 HEAD = (
-    "contender", "score", "95 %", "against {}", "validation", "rate", "saved", "trained", "seconds", "memory",
+    "contender", "seeds", "score", "95 %", "against {}", "validation", "rate", "saved", "trained", "seconds", "memory",
     "1 text", "32 texts", "bare = 1", "ECE", "ECE after",
 )  # fmt: skip
 
@@ -88,6 +88,7 @@ def cells(line: Line) -> tuple[str, ...]:
     """One line of a task's table, in the order of HEAD."""
     return (
         line.shown,
+        str(line.seeds),
         f"{line.score.value:.3f}",
         f"{line.score.low:.3f} to {line.score.high:.3f}",
         "" if line.against is None else estimate(line.against),

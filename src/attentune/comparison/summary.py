@@ -31,7 +31,7 @@ class Line:
     """Of the test rows, the mean over seeds."""
     validation: float
     against: Estimate | None
-    """Its score minus that of the reference, on the same rows; None of the reference itself."""
+    """Its score minus that of the reference, on the same rows and seeds; None of the reference itself."""
     bytes: int
     trained: int
     seconds: float
@@ -67,7 +67,7 @@ class TaskSummary:
     reference: str
     lines: tuple[Line, ...]
     pairs: dict[str, dict[str, Estimate]]
-    """a -> b -> score of a minus score of b, on the same rows."""
+    """a -> b -> score of a minus score of b, on the same rows and seeds."""
     curves: tuple[Curve, ...]
 
     def line(self, name: str) -> Line | None:

@@ -49,28 +49,32 @@ def score(form: str, rows: Array) -> float:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """The mean score of K runs, of their rows and of each resample of them."""
+    """The scores of K runs, of their rows and of each resample of them."""
 
-    value: float
+    values: Array
+    """[K]"""
     resampled: Array
-    """[resamples]; runs of the same number of rows see the same resamples."""
+    """[K,resamples]; runs of the same number of rows see the same resamples."""
     rows: int
     """N"""
 
     def estimate(self, level: float = 0.95) -> Estimate:
-        """The value and the interval that holds the middle `level` of the resamples."""
-        low, high = np.quantile(self.resampled, [(1 - level) / 2, (1 + level) / 2])
-        return Estimate(self.value, float(low), float(high))
+        """The mean over runs, and the interval that holds the middle `level` of its resamples."""
+        low, high = np.quantile(self.resampled.mean(0), [(1 - level) / 2, (1 + level) / 2])
+        return Estimate(float(self.values.mean()), float(low), float(high))
 
     def __sub__(self, other: Bootstrap) -> Bootstrap:
-        """The paired difference: of both on the same rows, resample by resample.
+        """The paired difference, run by run and resample by resample; a run that the other side lacks is left out.
 
         Raises:
             DataError: the rows are not the same in number.
         """
         if self.rows != other.rows:
             raise DataError(f"paired runs have the same rows, found {self.rows} and {other.rows}")
-        return Bootstrap(self.value - other.value, self.resampled - other.resampled, self.rows)
+        both = min(len(self.values), len(other.values))
+        return Bootstrap(
+            self.values[:both] - other.values[:both], self.resampled[:both] - other.resampled[:both], self.rows
+        )
 
 
 def bootstrap(form: str, runs: Sequence[Array], resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
@@ -87,9 +91,8 @@ def bootstrap(form: str, runs: Sequence[Array], resamples: int = RESAMPLES, seed
     found: list[Array] = []
     for start in range(0, resamples, step):
         times = draw.multinomial(count, equal, size=min(step, resamples - start)).astype(float)
-        found.append(np.mean([_of_means(form, times @ means / count) for means in moments], axis=0))
-    value = float(np.mean([score(form, rows) for rows in runs]))
-    return Bootstrap(value, np.concatenate(found), count)
+        found.append(np.stack([_of_means(form, times @ means / count) for means in moments]))
+    return Bootstrap(np.array([score(form, rows) for rows in runs]), np.concatenate(found, axis=1), count)
 
 
 def mean_ranks(scores: Array) -> Array:
