@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -38,6 +38,8 @@ from attentune.serving import Ask, Bank, Engine
 
 MANY = ("pasta", "kernel_mix")
 """Measured with more than a thousand tasks, too."""
+MIXED = "all five"
+"""Tasks of the methods in turn, so that batches mix them."""
 
 
 def throughput(folder: Path, sizes: argparse.Namespace) -> Figures:
@@ -46,11 +48,11 @@ def throughput(folder: Path, sizes: argparse.Namespace) -> Figures:
     given = batches(tokenizer, sizes.rows, sizes.rounds + 3, sizes.length)
     found: Figures = {}
     for method in sizes.methods:
-        prompt = PROMPTS.get(method, 0)
+        prompt = max(PROMPTS.values()) if method == MIXED else PROMPTS.get(method, 0)
         wide = batches(tokenizer, sizes.rows, sizes.rounds + 3, sizes.length + prompt)
         bank, bare = Bank(load_backbone("minilm", torch.float32)), load_backbone("minilm", torch.float32)
         counts = [count for count in sizes.tasks if method in MANY or count <= 1000]
-        made = make_adapters(base, folder, method, max(counts))
+        made = adapters_of(method, base, folder, max(counts))
         times: list[float] = []
         for path in made:
             begin = time.perf_counter()
@@ -80,13 +82,21 @@ def throughput(folder: Path, sizes: argparse.Namespace) -> Figures:
         reference = seconds["bare at T + m" if prompt else "bare"]
         found[method] = {
             **{name: reference / value for name, value in seconds.items() if not name.startswith("bare")},
-            "bytes a task": bank.entry(made[0].name).bytes,
+            "bytes a task": round(mean(bank.entry(path.name).bytes for path in made)),
             "ms to add the last task": 1000 * median(times[-25:]),
             "ms of a bare batch": 1000 * seconds["bare"],
         }
-        for path in made:
+        for path in folder.iterdir():
             shutil.rmtree(path)
     return found
+
+
+def adapters_of(method: str, base: Any, folder: Path, count: int) -> list[Path]:
+    """Adapter folders of one method, or of all in turn."""
+    if method != MIXED:
+        return make_adapters(base, folder, method, count)
+    each = [make_adapters(base, folder, name, -(-count // len(METHODS))) for name in METHODS]
+    return [path for group in zip(*each, strict=True) for path in group][:count]
 
 
 def against_peft(folder: Path, sizes: argparse.Namespace) -> Figures:
@@ -276,7 +286,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few tasks and rounds, nothing is written")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 8, 64, 1000, 10000])
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, MIXED], default=[*METHODS, MIXED])
     parser.add_argument("--rows", type=int, default=32, help="rows of a batch")
     parser.add_argument("--length", type=int, default=64, help="tokens of a row")
     parser.add_argument("--rounds", type=int, default=11)
@@ -287,7 +297,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     sizes = parser.parse_args()
     if sizes.quick:
-        sizes.tasks, sizes.methods, sizes.rounds, sizes.peft_adapters, sizes.rows = [1, 8], ["pasta"], 2, 33, 8
+        sizes.tasks, sizes.methods, sizes.rounds, sizes.peft_adapters, sizes.rows = [1, 8], ["pasta", MIXED], 2, 33, 8
         sizes.registered, sizes.asks, sizes.seconds = 200, 500, 1
     logging.set_verbosity_error()
     keep_freed_memory()
