@@ -51,7 +51,8 @@ def throughput(folder: Path, sizes: argparse.Namespace) -> Figures:
         prompt = max(PROMPTS.values()) if method == MIXED else PROMPTS.get(method, 0)
         wide = batches(tokenizer, sizes.rows, sizes.rounds + 3, sizes.length + prompt)
         bank, bare = Bank(load_backbone("minilm", torch.float32)), load_backbone("minilm", torch.float32)
-        counts = [count for count in sizes.tasks if method in MANY or count <= 1000]
+        least, most = len(METHODS) if method == MIXED else 1, max(sizes.tasks) if method in MANY else 1000
+        counts = [count for count in sizes.tasks if least <= count <= most]
         made = adapters_of(method, base, folder, max(counts))
         times: list[float] = []
         for path in made:
