@@ -4,9 +4,10 @@
     python benchmarks/compiled.py --quick
 
 A BERT of the size of MiniLM-L6 with random weights, float32, compiled as one graph (`fullgraph=True`: a break would be
-an error) by inductor, with CUDA graphs where there is a GPU. Each is measured in turn with its uncompiled form; times
-are medians, of the processor, or of the clock where there is a GPU. What compiling takes (less where inductor finds
-kernels of before) is paid again for every new shape of a batch.
+an error) by inductor, with CUDA graphs where there is a GPU. Each is measured in turn with its uncompiled form, and one
+after the other, so that only the two forms of a line are to be compared; times are medians, of the processor, or of the
+clock where there is a GPU. What compiling takes (less where inductor finds kernels of before) is paid again for every
+new shape of a batch.
 """
 
 import argparse
