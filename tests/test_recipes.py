@@ -3,16 +3,20 @@
 import re
 import tomllib
 from importlib import resources
+from math import inf, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from attentune.errors import ConfigError
 from attentune.methods import METHODS
+from attentune.training.ranges import RANGES
 from attentune.training.recipe import (
     FOLDERS,
     Recipe,
+    TaskOptions,
+    TrainingOptions,
     known_keys,
     method_options,
     parse_recipe,
@@ -101,6 +105,31 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"method": {"name": "pasta"}, "task": {"text": "a"}}, "task.text is a list, found 'a'"),
     ({"method": {"name": "pasta"}, "task": {"text": [1]}}, "task.text is a list, found [1]"),
     ({"method": {"name": "pasta", "head": {}}}, "[method] has no key 'head'"),
+    *(
+        ({"method": {"name": "pasta"}, table: {key: value}}, f"{table}.{key} is {wanted}, found {value}")
+        for table, key, value, wanted in (
+            ("task", "stride", -1, "at least 0"),
+            ("task", "answer_length", 0, "at least 1"),
+            ("task", "dropout", 2.0, "between 0 and 1"),
+            ("training", "epochs", 0.0, "above 0"),
+            ("training", "epochs", inf, "above 0"),
+            ("training", "batch_size", 0, "at least 1"),
+            ("training", "learning_rate", nan, "at least 0"),
+            ("training", "learning_rate", -1.0, "at least 0"),
+            ("training", "head_learning_rate", -1.0, "at least 0"),
+            ("training", "attention_learning_rate", nan, "at least 0"),
+            ("training", "weight_decay", -1.0, "at least 0"),
+            ("training", "warmup", -1.0, "at least 0"),
+            ("training", "clip", -1.0, "at least 0"),
+            ("training", "accumulate", 0, "at least 1"),
+            ("training", "patience", -1, "at least 0"),
+            ("training", "eval_steps", -1, "at least 0"),
+            ("training", "attention_dropout", 2.0, "between 0 and 1"),
+            ("training", "seed", -1, "between 0 and 4294967295"),
+            ("training", "seed", 2**32, "between 0 and 4294967295"),
+        )
+    ),
+    ({"method": {"name": "pasta"}, "training": {"schedule": "foo"}}, 'training.schedule is "linear" or "cosine"'),
 ]
 
 
@@ -109,6 +138,18 @@ def test_wrong_recipes(tables: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(match)) as caught:
         recipe_of(tables)
     assert "\n" not in str(caught.value)
+
+
+def test_every_number_of_a_recipe_has_its_range() -> None:
+    """Or a check where it is used."""
+    elsewhere = {"task.validation", "task.shots", "task.max_length", "task.false_alarms", "task.num_beams"}
+    numbers = {
+        f"{table}.{name}"
+        for table, kind in (("task", TaskOptions), ("training", TrainingOptions))
+        for name, hint in get_type_hints(kind).items()
+        if {int, float} & {hint, *get_args(hint)}
+    }
+    assert numbers == {*RANGES, *elsewhere, "task.max_new_tokens"}
 
 
 def test_wrong_files_and_overrides(tmp_path: Path) -> None:

@@ -137,5 +137,10 @@ def test_the_recipe_and_the_scores_may_be_missing(tmp_path: Path) -> None:
     assert (store.read(folder).recipe, store.read(folder).metrics) == ("", {})
 
 
+def test_json_has_no_word_for_nan() -> None:
+    found = {"a": float("nan"), "b": [1, float("-inf"), (0.5,)], "c": {"d": True, "e": "NaN"}}
+    assert json.loads(store.as_json(found)) == {"a": None, "b": [1, None, [0.5]], "c": {"d": True, "e": "NaN"}}
+
+
 def test_the_card_says_which_attentune(tmp_path: Path) -> None:
     assert json.loads((write(tmp_path / "a") / store.CARD).read_text())["attentune"] == attentune.__version__

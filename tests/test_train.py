@@ -188,6 +188,26 @@ def test_refusals(tiny_bert: Path, tmp_path: Path) -> None:
         train(rows, "pasta", tmp_path / "a", where, precision="int3")
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression", "tagging"])
+def test_a_diverged_training_writes_nothing(tiny_bert: Path, tmp_path: Path, kind: str) -> None:
+    wild: dict[str, Any] = {**QUICK, "learning_rate": 1e30}
+    with pytest.raises(ConfigError, match=r"training diverged: .*; learning_rate=1e\+30 is probably too high"):
+        train(rows_of(kind), "pasta", tmp_path / "a", str(tiny_bert), **wild)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_rate_of_0_leaves_the_head_as_it_starts(tiny_bert: Path, tmp_path: Path) -> None:
+    still: list[dict[str, Any]] = [{**QUICK, "head_learning_rate": 0.0, "epochs": epochs} for epochs in (1, 2)]
+    runs = [
+        train(rows_of("classification"), "pasta", tmp_path / f"{i}", str(tiny_bert), **options)
+        for i, options in enumerate(still)
+    ]
+    one, two = (load_file(run.folder / "adapter_model.safetensors") for run in runs)
+    assert one.keys() == two.keys()
+    changed = {key for key in one if not one[key].equal(two[key])}
+    assert changed == {key for key in one if "shift" in key}
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -15,12 +15,13 @@ new one, whole; if it strikes between the two renames the old one is found again
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from safetensors.torch import load
 from torch import Tensor
@@ -120,7 +121,16 @@ def check_fits(task: str, card: TaskCard, found: str, where: str) -> None:
 
 def as_json(value: Any) -> str:
     """As the JSON files of a folder are written."""
-    return json.dumps(value, indent=2) + "\n"
+    return json.dumps(finite(value), indent=2) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """Plain values with None for NaN and infinity, which JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: finite(one) for key, one in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in cast("list[Any]", value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_writable(folder: str | Path) -> Path:

@@ -1,7 +1,9 @@
 """A frozen backbone with the fresh tensors of a method and the head of a task, and how long its texts may be."""
 
+from collections.abc import Iterable
 from typing import Any, cast
 
+import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,7 +17,7 @@ from attentune.model import TaskModel
 from attentune.tasks import Task
 from attentune.tasks.generate import Generation
 from attentune.tasks.verbalise import Cloze
-from attentune.training.recipe import Recipe, TaskOptions, method_options
+from attentune.training.recipe import Recipe, TaskOptions, TrainingOptions, method_options
 from attentune.training.sources.mixture import put_sources
 from attentune.vocabulary import VocabularyHead
 
@@ -92,6 +94,19 @@ def beside(taken: int, wanted: int, config: Any, tokenizer: PreTrainedTokenizerB
     if limit < least:
         raise ConfigError(f"max_length leaves {limit} tokens beside {taken} prompt rows; at least {least} are needed")
     return limit
+
+
+def check_finite(values: Iterable[Any], training: TrainingOptions) -> None:
+    """Tensors that were trained, or arrays of what they answer.
+
+    Raises:
+        ConfigError: one of them is not finite, so training diverged.
+    """
+    if not all(torch.as_tensor(value).isfinite().all() for value in values):
+        raise ConfigError(
+            "training diverged: what it learned is not finite, so that no adapter was written; learning_rate="
+            f"{training.learning_rate:g} is probably too high"
+        )
 
 
 def finish(model: PeftModel, backbone: str) -> None:

@@ -17,16 +17,14 @@ def optimiser(model: nn.Module, training: TrainingOptions, attention: Sequence[s
     """
     if training.attention_learning_rate is not None and not attention:
         raise ConfigError("attention_learning_rate was given, and this method has no attention over prompts")
-    rates = {
-        "method": training.learning_rate,
-        "head": training.head_learning_rate or training.learning_rate,
-        "attention": training.attention_learning_rate or training.learning_rate,
-    }
+    rate = training.learning_rate
+    own = {"head": training.head_learning_rate, "attention": training.attention_learning_rate}
+    rates = {"method": rate} | {part: rate if given is None else given for part, given in own.items()}
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parts = set(name.split("."))
             group = "head" if "heads" in parts else "method" if parts.isdisjoint(attention) else "attention"
             groups[group].append(parameter)
-    listed = [{"params": groups[name], "lr": rate} for name, rate in rates.items() if groups[name]]
+    listed = [{"params": groups[name], "lr": rates[name]} for name in rates if groups[name]]
     return torch.optim.AdamW(listed, weight_decay=training.weight_decay, fused=True)

@@ -21,6 +21,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 from attentune.errors import ConfigError
 from attentune.methods import METHODS
 from attentune.tasks.columns import KINDS
+from attentune.training.ranges import check_ranges
 
 FOLDERS = (
     "classification", "pair", "multilabel", "regression", "tagging", "question_answering", "multiple_choice",
@@ -78,6 +79,9 @@ class TaskOptions:
     num_beams: int = option(4, "generation: beams of the search; 1: greedy")
     max_new_tokens: int = option(64, "generation: most tokens of an answer")
 
+    def __post_init__(self) -> None:
+        check_ranges("task", self)
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -92,7 +96,9 @@ class TrainingOptions:
         None, "of the attention over prompts (attempt); by default that of the method"
     )
     weight_decay: float = option(0.0, "decoupled, as in AdamW")
-    schedule: str = option("linear", "how the rate falls: linear, cosine, constant, constant_with_warmup")
+    schedule: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt", "constant", "constant_with_warmup"
+    ] = option("linear", "how the rate falls")
     warmup: float = option(0.06, "share of the steps in which the rate rises from 0; from 1 on their number")
     clip: float = option(1.0, "largest norm of the gradient; 0: any")
     accumulate: int = option(1, "batches whose gradients make one step")
@@ -116,6 +122,9 @@ class TrainingOptions:
     report_to: list[str] = field(
         default_factory=list[str], metadata={"help": "follow the run in tensorboard, wandb or mlflow; log.jsonl always"}
     )
+
+    def __post_init__(self) -> None:
+        check_ranges("training", self)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from attentune.model import TaskModel
 from attentune.tasks import Data, Task
 from attentune.tasks.sources import Source
 from attentune.training import trackers
-from attentune.training.adapted import beside, config_of
+from attentune.training.adapted import beside, check_finite, config_of
 from attentune.training.baseline import baseline
 from attentune.training.checkpoints import Checkpoints
 from attentune.training.choice import backbone_of, choose, drawn, learned_task, phrased
@@ -97,6 +97,7 @@ def train_shared(
     )
     trackers.attach(trainer, Path(output))
     done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
+    check_finite((p for p in model.parameters() if p.requires_grad), first.training)
     results: dict[str, Result] = {}
     if trainer.is_world_process_zero():
         run = {"steps": done.global_step, "seconds": round(time.perf_counter() - begin, 1), "together": list(parts)}

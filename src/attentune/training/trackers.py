@@ -105,4 +105,4 @@ class RunLog(TrainerCallback):
             "validation": scores,
         }
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(store.finite(line)) + "\n")

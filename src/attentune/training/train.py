@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from attentune.tasks import Data, Features, Task
 from attentune.tasks.inputs import unlabelled
 from attentune.tasks.sources import Source
 from attentune.training import trackers
-from attentune.training.adapted import adapt, finish, longest
+from attentune.training.adapted import adapt, check_finite, finish, longest
 from attentune.training.baseline import baseline
 from attentune.training.checkpoints import Checkpoints
 from attentune.training.choice import backbone_of, changes_of, choose, drawn, learned_task, phrased
@@ -136,7 +137,11 @@ def learn(
     if watch is not None:
         trainer.add_callback(Watcher(watch, metric))
     done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    check_finite(trained, chosen.training)
     logits = {name: logits_of(trainer, learned, found) for name, found in features.items() if name != "train"}
+    if trainer.write is None:
+        check_finite(chain(*logits.values()), chosen.training)
     learned, calibration, judged = certified(learned, rows, features, logits, chosen.task)
     metrics = measured(learned, judged)
     card = TaskCard(target.name, chosen.method, learned, rows.columns, origin, limit, chosen.task.pooling, calibration)
@@ -148,7 +153,7 @@ def learn(
             **counted(rows),
             "steps": done.global_step,
             "seconds": round(time.perf_counter() - begin, 1),
-            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "trainable_parameters": sum(p.numel() for p in trained),
         }
         metrics |= mean_attention(
             model, "default", tokenizer, learned, features["validation"], chosen.training.batch_size * 2
