@@ -21,6 +21,7 @@ from attentune.predict import load_many, predict_many
 from attentune.serving.bank import Bank
 from attentune.tasks.generate import Generation
 from attentune.tasks.task import IGNORED, collate
+from attentune.training.seeds import train_seeds
 
 QUICK: dict[str, Any] = {"task": "generation", "epochs": 1, "batch_size": 16, "max_new_tokens": 6, "num_beams": 2}
 INPUTS = ["anna ben", "cara dan eva", "finn", "eva anna"]
@@ -73,6 +74,21 @@ def test_several_references() -> None:
     pair = [{"sentence1": "a", "sentence2": "b", "label": "c"}]
     with pytest.raises(DataError, match=r"generation reads one text, found sentence1 \+ sentence2 -> label"):
         attentune.tasks.load_data(pair, "generation")
+
+
+def test_the_seed_of_the_lowest_loss_is_kept(writers: dict[str, Path], tmp_path: Path) -> None:
+    options: dict[str, Any] = {**QUICK, "epochs": 2, "metric": "loss", "num_beams": 1}
+    rows = pairs(24)
+    found = train_seeds(rows, "kernel_mix", tmp_path / "a", str(writers["gpt2"]), seeds=2, biases=False, **options)
+    losses: list[float] = []
+    for seed in (0, 1):
+        one = attentune.train(
+            rows, "kernel_mix", tmp_path / str(seed), str(writers["gpt2"]), biases=False, seed=seed, **options
+        )
+        log = [json.loads(line) for line in (one.folder / "log.jsonl").read_text().splitlines()]
+        losses.append(min(line["validation"]["loss"] for line in log))
+    assert losses[0] != losses[1]
+    assert found.metrics["seeds"]["kept"] == losses.index(min(losses))
 
 
 ROW = {"text": "anna ben", "label": ["then anna went"]}

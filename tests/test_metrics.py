@@ -21,11 +21,13 @@ def test_classification_by_hand() -> None:
     tp, tn, fp, fn = 2, 1, 0, 1  # b is positive
     mcc = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     assert got["matthews"] == pytest.approx(mcc)
-    assert metrics.f1_of("b", ["a", "a", "b", "b"], ["a", "b", "b", "b"]) == pytest.approx(0.8)
 
 
-def test_f1_of_a_class_that_nobody_has_is_zero() -> None:
-    assert metrics.f1_of("c", ["a"], ["b"]) == 0.0
+def test_the_f1_of_both_classes_whether_they_occur_or_not() -> None:
+    assert metrics.score("classification", ["a", "a"], ["a", "a"], ("a", "b")) == {
+        "accuracy": 1.0, "macro_f1": 1.0, "matthews": 0.0, "f1_a": 1.0, "f1_b": 0.0,
+    }  # fmt: skip
+    assert "f1_a" not in metrics.score("classification", ["a", "b"], ["a", "a"], ("a", "b", "c"))
 
 
 def test_constant_predictions_do_not_warn() -> None:
@@ -68,6 +70,11 @@ def test_entities_by_hand() -> None:
 def test_tags_without_entities_are_scored_by_tag() -> None:
     got = metrics.score("tagging", [["NOUN", "VERB"]], [["NOUN", "NOUN"]])
     assert got == {"f1": pytest.approx(1 / 3), "accuracy": 0.5}
+    # These rows alone do not tell that there are tags without a prefix.
+    assert metrics.score("tagging", [["O"]], [["O"]], ("O", "PER")) == {"f1": 1.0, "accuracy": 1.0}
+    with pytest.raises(ConfigError, match="no metric 'recall' for tagging; there are f1, accuracy"):
+        metrics.check_name("tagging", "recall", ("O", "PER"))
+    assert metrics.check_name("tagging", "recall", ("O", "B-PER")) == "recall"
 
 
 def test_every_kind_has_its_main_metric() -> None:

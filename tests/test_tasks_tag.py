@@ -85,8 +85,17 @@ TAGS = st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y"]), max_size=12)
 
 @given(TAGS)
 def test_spans_are_those_of_conlleval(tags: list[str]) -> None:
-    assert [(name, a, b - 1) for a, b, name in spans_of(tags)] == get_entities(tags)
+    assert [(name, a, b - 1) for a, b, name in spans_of(tags, ["O", "B-X", "I-X", "B-Y", "I-Y"])] == get_entities(tags)
 
 
 def test_tags_without_entities_make_every_word_a_span() -> None:
-    assert spans_of(["NOUN", "VERB"]) == [(0, 1, "NOUN"), (1, 2, "VERB")]
+    labels = ["NOUN", "VERB"]
+    assert spans_of(["NOUN", "VERB"], labels) == [(0, 1, "NOUN"), (1, 2, "VERB")]
+
+
+def test_no_span_is_labelled_o(tokenizer: PreTrainedTokenizerBase) -> None:
+    task = Tagging(("O", "PER"))
+    (features,) = task.encode(tokenizer, [{"tokens": ["Anna", "visits"]}], 20)
+    for tags, spans in (([1, 0], ["PER"]), ([0, 0], []), ([1, 1], ["PER", "PER"])):
+        (answer,) = task.decode([logits_of([None, *tags, None])[:, :2]], [features])
+        assert [span["label"] for span in answer["spans"]] == spans

@@ -188,6 +188,19 @@ def test_refusals(tiny_bert: Path, tmp_path: Path) -> None:
         train(rows, "pasta", tmp_path / "a", where, precision="int3")
 
 
+def test_a_class_that_validation_does_not_have_can_choose_the_epoch(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = rows_of("classification")
+    data = {"train": rows, "validation": rows[:8:2]}
+    options: dict[str, Any] = {**QUICK, "metric": "f1_pos", "learning_rate": 0.05}
+    assert train(data, "pasta", tmp_path / "a", str(tiny_bert), **options).metrics["validation"]["f1_pos"] == 0.0
+
+
+def test_two_rows_are_trained_on(tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("text,label\ngood film,pos\nbad film,neg\n")
+    result = train(tmp_path / "two.csv", "pasta", tmp_path / "a", str(tiny_bert), **QUICK)
+    assert result.metrics["baseline"]["accuracy"] == 0.0
+
+
 @pytest.mark.parametrize("kind", ["classification", "regression", "tagging"])
 def test_a_diverged_training_writes_nothing(tiny_bert: Path, tmp_path: Path, kind: str) -> None:
     wild: dict[str, Any] = {**QUICK, "learning_rate": 1e30}

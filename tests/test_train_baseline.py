@@ -14,6 +14,13 @@ def test_classes() -> None:
     assert baseline("classification", rows, rows[:10], ("neg", "pos"))["accuracy"] == 1.0
 
 
+def test_one_class_left_for_training() -> None:
+    rows = rows_of(lambda i: "pos" if i % 2 else "neg")
+    scores = baseline("classification", rows[::2], rows[:10], ("neg", "pos"))
+    assert scores["accuracy"] == 0.5
+    assert scores["f1_pos"] == 0.0
+
+
 def test_numbers() -> None:
     rows = rows_of(lambda i: float(i % 2))
     assert baseline("regression", rows, rows[:10], ())["pearson"] > 0.95

@@ -1,10 +1,11 @@
 """Scores of one split: plain arrays in, names and numbers out. Knows no task, no model and no tensor.
 
-Every number is a float where more is better, but for `mse` and `loss`. A score that the data leave undefined (a
+Every number is a float where more is better, but for those of LOWER_IS_BETTER. A score that the data leave undefined (a
 correlation with a constant, the F1 of a class that nobody has) is 0.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -31,20 +32,24 @@ MAIN = {
     "generation": "bleu",
 }
 """The metric that chooses the best checkpoint, by kind of task."""
+LOWER_IS_BETTER = ("mse", "loss")
+"""Of every other metric more is better."""
 
 
-def score(kind: str, predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+def score(kind: str, predictions: Sequence[Any], references: Sequence[Any], labels: Sequence[str] = ()) -> Scores:
     """All scores of one kind of task.
+
+    `labels` are the classes or tags of the task, which need not all occur; without them it has those that do.
 
     `predictions` and `references` hold one item a row: a class name (classification), a row of 0 and 1 (multilabel
     [B,C]), a number (regression), the list of one sentence's tags (tagging), a text and a list of texts
     (question_answering, generation), the index of a choice (multiple_choice).
     """
     scorers = {
-        "classification": classification,
+        "classification": partial(classification, labels=labels),
         "multilabel": multilabel,
         "regression": regression,
-        "tagging": tagging,
+        "tagging": partial(tagging, labels=labels),
         "question_answering": question_answering,
         "multiple_choice": multiple_choice,
         "generation": generation,
@@ -58,7 +63,7 @@ def score(kind: str, predictions: Sequence[Any], references: Sequence[Any]) -> S
     return scorers[kind](predictions, references)
 
 
-def classification(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
+def classification(predictions: Sequence[Any], references: Sequence[Any], labels: Sequence[Any] = ()) -> Scores:
     """Accuracy, macro F1 over the classes that occur, Matthews; with two classes also the F1 of each, `f1_<class>`."""
     classes: list[Any] = sorted(set(references) | set(predictions))
     one_by_one = cast("NDArray[np.float64]", _f1(references, predictions, labels=classes, average=None))
@@ -67,8 +72,8 @@ def classification(predictions: Sequence[Any], references: Sequence[Any]) -> Sco
         "macro_f1": float(np.mean(one_by_one)),
         "matthews": float(sk.matthews_corrcoef(references, predictions)) if len(classes) > 1 else 0.0,
     }
-    if len(classes) == 2:
-        scores |= {f"f1_{name}": float(value) for name, value in zip(classes, one_by_one, strict=True)}
+    if len(labels or classes) == 2:
+        scores |= {f"f1_{name}": f1_of(name, predictions, references) for name in labels or classes}
     return scores
 
 
@@ -101,7 +106,9 @@ def regression(predictions: ArrayLike, references: ArrayLike) -> Scores:
     }
 
 
-def tagging(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
+def tagging(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], labels: Sequence[str] = ()
+) -> Scores:
     """Entity precision, recall and F1 of BIO tags as conlleval counts them; accuracy over words.
 
     Tags without B- and I- (parts of speech) have no entities: then `f1` is the macro F1 over tags.
@@ -111,7 +118,7 @@ def tagging(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[
             raise DataError(f"row {i + 1} has {len(p)} predicted and {len(r)} reference tags; one for each is needed")
     flat_p, flat_r = [t for row in predictions for t in row], [t for row in references for t in row]
     accuracy = float(np.mean([p == r for p, r in zip(flat_p, flat_r, strict=True)])) if flat_r else 0.0
-    if not is_bio(flat_r):
+    if not is_bio(labels or flat_r):
         return {"f1": float(cast("float", _f1(flat_r, flat_p, average="macro"))), "accuracy": accuracy}
     rows = [list(row) for row in references], [list(row) for row in predictions]
     undefined = cast("Any", 0)
@@ -159,6 +166,8 @@ def check_name(kind: str, name: str, classes: Sequence[str] = ()) -> str:
     """The name, if `score` gives such a metric for the kind, else a ConfigError that names those there are."""
     known = [*NAMES[kind], *(f"f1_{c}" for c in classes if kind == "classification" and len(classes) == 2)]
     known += ["loss"] if kind == "generation" else []
+    if kind == "tagging" and not is_bio(classes):
+        known = [name for name in known if name not in ("precision", "recall")]
     if name not in known:
         raise ConfigError(f"no metric {name!r} for {kind}; there are {', '.join(known)}")
     return name

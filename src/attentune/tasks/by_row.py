@@ -24,8 +24,9 @@ def by_row(task: Task, answers: Sequence[Answer], rows: Sequence[Row]) -> Statis
     if task.main_metric == "micro_f1":
         return "f1", [_counts(set(a["labels"]), set(row["label"])) for a, row in pairs]
     if task.kind == "tagging":
-        if is_bio([tag for row in rows for tag in row["tags"]]):
-            return "f1", [_counts(set(spans_of(a["tags"])), set(spans_of(row["tags"]))) for a, row in pairs]
+        if is_bio(task.labels):
+            both = [[set(spans_of(tags, task.labels)) for tags in (a["tags"], row["tags"])] for a, row in pairs]
+            return "f1", [_counts(found, wanted) for found, wanted in both]
         return "f1", [[n for tag in task.labels for n in _tag(tag, a["tags"], row["tags"])] for a, row in pairs]
     if task.main_metric == "accuracy" and "label" in pairs[0][0]:
         return "mean", [[float(a["label"] == row["label"])] for a, row in pairs]

@@ -121,8 +121,8 @@ class Classification(TextTask):
         return row["label"] in answer["prediction_set"]
 
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
-        """Accuracy, macro F1, Matthews."""
-        return metrics.score(self.kind, [a["label"] for a in answers], [row["label"] for row in rows])
+        """Accuracy, macro F1, Matthews; with two classes also the F1 of each."""
+        return metrics.score(self.kind, [a["label"] for a in answers], [row["label"] for row in rows], self.labels)
 
 
 @dataclass(frozen=True)

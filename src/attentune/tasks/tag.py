@@ -33,7 +33,7 @@ class Tagging(Task):
 
     `start` and `end` count characters of the text, or of the words joined by one space. A span's `score` is the mean
     probability of its words' tags; the answer's `score` is the probability that every tag is right, as if words were
-    independent. Tags without B- and I- (parts of speech) make every word a span.
+    independent. Tags without B- and I- (parts of speech) make every word a span, but for O.
     """
 
     kind: ClassVar[str] = "tagging"
@@ -93,7 +93,7 @@ class Tagging(Task):
             best = None if word.position is None else int(p[word.position].argmax())
             tags.append(self.outside if best is None else self.labels[best])
             scores.append(0.0 if best is None else float(p[word.position, best]))
-        spans = [_span(features.words[a:b], name, scores[a:b]) for a, b, name in spans_of(tags)]
+        spans = [_span(features.words[a:b], name, scores[a:b]) for a, b, name in spans_of(tags, self.labels)]
         words = [word.text for word in features.words]
         return {
             "spans": spans,
@@ -116,7 +116,7 @@ class Tagging(Task):
 
     def score(self, answers: Sequence[Answer], rows: Sequence[Row]) -> Scores:
         """Entity precision, recall and F1; a word that was cut off counts as untagged."""
-        return metrics.score(self.kind, [a["tags"] for a in answers], [row["tags"] for row in rows])
+        return metrics.score(self.kind, [a["tags"] for a in answers], [row["tags"] for row in rows], self.labels)
 
     def to_card(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -158,10 +158,13 @@ def align(words: Sequence[tuple[str, int, int]], offsets: Sequence[tuple[int, in
     return tuple(Word(text, start, end, first.get(i)) for i, (text, start, end) in enumerate(words))
 
 
-def spans_of(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Tags -> (first word, word after the last, label) of every span; as in conlleval an I- can open one."""
-    if not metrics.is_bio(tags):
-        return [(i, i + 1, tag) for i, tag in enumerate(tags)]
+def spans_of(tags: Sequence[str], labels: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Tags -> (first word, word after the last, label) of every span; as in conlleval an I- can open one.
+
+    `labels` are all tags that there are: where they have no prefixes, each word but those with an O is a span.
+    """
+    if not metrics.is_bio(labels):
+        return [(i, i + 1, tag) for i, tag in enumerate(tags) if tag != "O"]
     spans: list[tuple[int, int, str]] = []
     for i, tag in enumerate(tags):
         prefix, _, name = tag.partition("-")

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from attentune.batches import in_batches, logits_by_row
-from attentune.evaluation.metrics import Scores
+from attentune.evaluation.metrics import LOWER_IS_BETTER, Scores
 from attentune.quantised import on_cpu_only
 from attentune.tasks import Features, Task
 from attentune.tasks.generate import Generation
@@ -84,7 +84,7 @@ def arguments(folder: Path, training: TrainingOptions, metric: str, name: str | 
         load_best_model_at_end=True,
         restore_callback_states_from_checkpoint=True,
         metric_for_best_model=metric,
-        greater_is_better=metric not in ("mse", "loss"),
+        greater_is_better=metric not in LOWER_IS_BETTER,
         **_checkpointing(training.checkpointing),
         seed=training.seed,
         label_names=["labels"],

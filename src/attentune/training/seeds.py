@@ -4,6 +4,7 @@ A seed decides the start values, the order of the rows and, with `shots`, which 
 is the one with the best validation score; `metrics.json` has the scores of all.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 from attentune import store
 from attentune.backbones import hub_id
 from attentune.errors import ConfigError
+from attentune.evaluation.metrics import LOWER_IS_BETTER
 from attentune.evaluation.seeds import summary
 from attentune.tasks import Data
 from attentune.tasks.sources import Source
@@ -117,8 +119,15 @@ def _run(
 
 def _rank(run: SeedRun, recipe: Recipe) -> float:
     metric = recipe.task.metric or run.result.card.task.main_metric
-    value: Mapping[str, float] = run.result.metrics["validation"]
-    return -value[metric] if metric == "mse" else value[metric]
+    scores: Mapping[str, float] = run.result.metrics["validation"]
+    value = scores[metric] if metric in scores else _lowest(run.result.folder, metric)
+    return -value if metric in LOWER_IS_BETTER else value
+
+
+def _lowest(folder: Path, metric: str) -> float:
+    """What was reached of a loss, which is no score of the adapter's answers: only training measures it."""
+    lines = (folder / store.LOG).read_text(encoding="utf-8").splitlines()
+    return min(json.loads(line)["validation"][metric] for line in lines)
 
 
 def _keep_events(events: Path, target: Path, seed: int) -> None:
