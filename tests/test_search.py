@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from attentune.search.budget import parse_latency, parse_size
 from attentune.search.cost import Meter, rows_to_time
 from attentune.search.report import importance
 from attentune.search.search import search
-from attentune.search.trial import Job, study_of
+from attentune.search.trial import Job, Outcome, study_of
 from attentune.search.trial import run as run_trial
 from attentune.tasks import load_data
 from attentune.tasks.classify import Classification
@@ -144,6 +145,37 @@ def test_search_and_resume(tiny_bert: Path, tmp_path: Path) -> None:
     other: dict[str, Any] = {**options, "budget": "5KB"}
     with pytest.raises(ConfigError, match="holds a search with other data or wishes"):
         search(DATA, tmp_path / "a", str(tiny_bert), trials=3, resume=True, **other)
+
+
+def test_a_trial_that_fails_does_not_keep_the_others(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_one_that_diverges(job: Job) -> Outcome:
+        return run_trial(replace(job, recipe=job.recipe.override({"learning_rate": 1e30})) if job.number == 0 else job)
+
+    monkeypatch.setattr("attentune.search.search.run", with_one_that_diverges)
+    lines: list[str] = []
+    options: dict[str, Any] = {"methods": ["pasta", "kernel_mix"], **FIXED}
+    found = search(DATA, tmp_path / "a", str(tiny_bert), trials=2, report=lines.append, **options)
+    assert any(line.startswith("trial 0: pasta, failed: training diverged") for line in lines)
+    first, second = found.metrics["search"]["trials"]
+    assert first["failed"].startswith("training diverged")
+    assert (second["failed"], found.metrics["search"]["best"]["number"]) == (None, 1)
+    assert "training diverged" in (found.folder / "search.html").read_text()
+
+
+def test_all_trials_fail(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("attentune.search.search.FAILURES", 2)
+    data = write_rows(tmp_path / "rows.jsonl", DATA["train"])
+    fixed = [part for key, value in FIXED.items() for part in ("--set", f"{key}={value}")]
+    wild = ("--method", "pasta", "--backbone", tiny_bert, "--set", "learning_rate=1e30", *fixed)
+    assert run("search", data, "-o", tmp_path / "a", *wild) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.endswith("is probably too high")
+    assert "no trial was finished and 2 failed, the last one of this: training diverged" in told
+    assert not (tmp_path / "a").exists()
 
 
 def test_nothing_fits(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,12 @@ def search_command(
         show.as_json({"output": str(found.folder), **found.metrics, "notes": found.notes})
         return
     result = found.metrics["search"]
-    rows = [(t["number"], t["method"], t["bytes"], t["reached"], t["given_up"] or "") for t in result["trials"]]
+    rows = [
+        (t["number"], t["method"], t["bytes"], "", "failed")
+        if t["failed"]
+        else (t["number"], t["method"], t["bytes"], t["reached"], t["given_up"] or "")
+        for t in result["trials"]
+    ]
     show.table(["trial", "method", "bytes", result["metric"], "given up"], rows)
     show.scores(found.metrics)
     show.progress(f"{found.folder}: trial {result['best']['number']}, {result['best']['method']}; see search.html")

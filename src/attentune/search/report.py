@@ -13,7 +13,7 @@ from attentune.evaluation.page import Picture, Table, page
 from attentune.evaluation.pictures import COLOURS, GREY, svg
 from attentune.search.budget import Budget
 
-HISTORY = "A point a trial; crosses were given up; the line is the best so far."
+HISTORY = "A point a trial; crosses were given up or failed; the line is the best so far."
 
 
 def files_of(study: optuna.Study, metric: str, budget: Budget) -> tuple[dict[str, Any], str]:
@@ -53,8 +53,9 @@ def _plain(trial: FrozenTrial, higher: bool) -> dict[str, Any]:
         "latency": trial.user_attrs["latency"],
         "score": trial.value,
         "scores": scores,
-        "reached": (max if higher else min)(scores),
+        "reached": (max if higher else min)(scores) if scores else None,
         "given_up": trial.user_attrs.get("why"),
+        "failed": trial.user_attrs.get("error"),
         "seconds": trial.user_attrs["seconds"],
     }
 
@@ -70,12 +71,13 @@ def _page(summary: dict[str, Any], tried: list[FrozenTrial], higher: bool) -> st
             one["number"],
             f"{one['bytes']:,}",
             "" if one["latency"] is None else f"{one['latency']:.2f}x",
-            one["reached"],
+            "" if one["reached"] is None else one["reached"],
             f"{one['seconds']:.0f}",
-            one["given_up"] or "",
+            one["given_up"] or ("failed" if one["failed"] else ""),
         ]
         for one in rows
     ]
+    failed = [[one["number"], one["method"], one["failed"]] for one in rows if one["failed"]]
     note = (
         f"{len(tried)} trials were trained and {summary['refused']} proposals were over the budget. The best is trial "
         f"{best['number']}: {best['method']}, {best['bytes']:,} bytes, {metric} {best['score']:.4f} on validation."
@@ -85,7 +87,11 @@ def _page(summary: dict[str, Any], tried: list[FrozenTrial], higher: bool) -> st
         "Search",
         note,
         [Picture("History", HISTORY, _history(tried, higher, metric))],
-        [Table("Trials", columns, table), *(shares if summary["importance"] else [])],
+        [
+            Table("Trials", columns, table),
+            *([Table("Failures", ["trial", "method", "error"], failed)] if failed else []),
+            *(shares if summary["importance"] else []),
+        ],
     )
 
 
@@ -95,13 +101,14 @@ def _history(tried: list[FrozenTrial], higher: bool, metric: str) -> str:
     FigureCanvasSVG(figure)
     panel = figure.subplots()
     best, rising = -math.inf, list[float]()
-    for place, trial in enumerate(tried, 1):
+    scored = [trial for trial in tried if trial.intermediate_values]
+    for place, trial in enumerate(scored, 1):
         score = sign * max(sign * value for value in trial.intermediate_values.values())
         done = trial.state == TrialState.COMPLETE
         panel.plot(place, score, marker="o" if done else "x", color=COLOURS[0] if done else GREY, linestyle="none")
         best = max(best, sign * score) if done else best
         rising.append(sign * best if math.isfinite(best) else math.nan)
-    panel.step(range(1, len(tried) + 1), rising, where="post", color=COLOURS[1], linewidth=1.4)
+    panel.step(range(1, len(scored) + 1), rising, where="post", color=COLOURS[1], linewidth=1.4)
     panel.set(xlabel="trial", ylabel=f"{metric} on validation")
     panel.spines[["top", "right"]].set_visible(False)
     return svg(figure)

@@ -22,7 +22,7 @@ from attentune.anatomy import stacks_of
 from attentune.backbones import hub_id, load_backbone, load_tokenizer
 from attentune.comparison import pool
 from attentune.errors import ConfigError, UnsupportedError
-from attentune.evaluation.metrics import check_name
+from attentune.evaluation.metrics import LOWER_IS_BETTER, check_name
 from attentune.methods import METHODS
 from attentune.search import space
 from attentune.search.budget import Budget, parse_latency, parse_size
@@ -37,6 +37,8 @@ from attentune.training.recipe import Recipe
 
 REFUSALS = 300
 """Proposals in a row that may be over the budget before it is said that nothing fits."""
+FAILURES = 10
+"""Trials that may fail before one is finished: then others would as well."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def search(
     validation rows decides; the test rows are scored, and play no part.
 
     Raises:
-        ConfigError: nothing fits into the budget, or a wish cannot be meant.
+        ConfigError: nothing fits into the budget, every trial failed, or a wish cannot be meant.
         AttentuneError: as `train` does.
     """
     target = store.check_writable(output)
@@ -126,7 +128,7 @@ class _Search:
         tokenizer = load_tokenizer(backbone, base)
         learned = learned_task(rows, recipe.task, base)
         self.metric = check_name(rows.kind, recipe.task.metric or learned.checkpoint_metric, rows.labels)
-        self.higher = self.metric not in ("mse", "loss")
+        self.higher = self.metric not in LOWER_IS_BETTER
         self.pools = learned.head == "sequence"
         _, _, anatomy = stacks_of(base)[0]
         self.layers = anatomy.layers(base.config)
@@ -134,6 +136,7 @@ class _Search:
         self.timed = None if budget.latency is None else rows_to_time(rows.validation)
         self.methods: list[str] = []
         self.running: dict[int, optuna.Trial] = {}
+        self.failures: list[str] = []
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             study_name="search",
@@ -164,15 +167,16 @@ class _Search:
         """The next trial that fits into the budget; None: there is no time for more."""
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         began = sum("seconds" in trial.user_attrs for trial in self.study.get_trials(deepcopy=False))
-        late = time.time() > deadline and (bool(done) or bool(self.running))
-        if late or (trials is not None and began + len(self.running) >= trials):
+        late = time.time() > deadline and bool(done or self.failures or self.running)
+        hopeless = not done and len(self.failures) >= FAILURES
+        if late or hopeless or (trials is not None and began + len(self.running) >= trials):
             return None
         for _ in range(REFUSALS):
             trial = self.study.ask()
             job = self._fitting(trial, deadline if done else None)
             if job is not None:
                 return job
-        if done or self.running:
+        if done or self.failures or self.running:
             return None
         sizes = [trial.user_attrs["bytes"] for trial in self.study.trials if "bytes" in trial.user_attrs]
         least = f"the smallest of {len(sizes)} proposals has {min(sizes):,} bytes" if sizes else "none could be built"
@@ -204,6 +208,12 @@ class _Search:
         for number, score in enumerate(outcome.scores, 1):
             trial.report(score, number)
         trial.set_user_attr("seconds", round(outcome.seconds, 1))
+        if outcome.error is not None:
+            trial.set_user_attr("error", outcome.error)
+            self.study.tell(trial, state=TrialState.FAIL)
+            self.failures.append(outcome.error)
+            self.report(f"trial {job.number}: {job.recipe.method}, failed: {outcome.error}")
+            return
         best = (max if self.higher else min)(outcome.scores)
         if outcome.why is not None:
             trial.set_user_attr("why", outcome.why)
@@ -232,6 +242,9 @@ class _Search:
     def finish(self, target: Path) -> Found:
         """Write the adapter of the best trial, with the report."""
         if not self.study.get_trials(states=(TrialState.COMPLETE,)):
+            if self.failures:
+                count, last = len(self.failures), self.failures[-1]
+                raise ConfigError(f"no trial was finished and {count} failed, the last one of this: {last}")
             raise ConfigError("no trial was finished; give the search more minutes or trials")
         made = self.work / "trials" / str(self.study.best_trial.number)
         stored = store.read(made)

@@ -13,6 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from transformers.utils import logging
 
+from attentune.errors import AttentuneError
 from attentune.tasks import Data
 from attentune.training.recipe import Recipe
 from attentune.training.train import train
@@ -43,10 +44,12 @@ class Outcome:
     scores: tuple[float, ...]
     """On validation, an evaluation each."""
     why: str | None
-    """Why it was given up: `behind` or `time`; None: it is finished."""
+    """Why it was given up: `behind` or `time`; None: it is finished, or it failed."""
     seconds: float
     files: dict[str, bytes]
     """The adapter folder of a finished trial."""
+    error: str | None = None
+    """What it failed of, in a line."""
 
 
 class GivenUpError(Exception):
@@ -54,7 +57,7 @@ class GivenUpError(Exception):
 
 
 def run(job: Job) -> Outcome:
-    """Train; after each evaluation ask the pruner and the clock whether to go on."""
+    """Train; after each evaluation ask the pruner and the clock whether to go on. A failure is an outcome too."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     begin = time.perf_counter()
@@ -78,6 +81,9 @@ def run(job: Job) -> Outcome:
             train(job.data, None, folder, job.backbone, job.recipe, watch=watch)
         except GivenUpError as reason:
             return Outcome(tuple(scores), str(reason), time.perf_counter() - begin, {})
+        except Exception as error:  # a library's error, of these settings perhaps: the search has others
+            kind = "" if isinstance(error, AttentuneError) else f"{type(error).__name__}: "
+            return Outcome(tuple(scores), None, time.perf_counter() - begin, {}, kind + " ".join(str(error).split()))
         files = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
     return Outcome(tuple(scores), None, time.perf_counter() - begin, files)
 
