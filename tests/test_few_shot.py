@@ -19,14 +19,12 @@ from attentune.errors import ConfigError, DataError
 from attentune.evaluation.seeds import over_seeds, summary
 from attentune.tasks import load_data
 from attentune.tasks.draw import draw, few
-from attentune.training.checkpoints import digest
+from attentune.training.checkpoints import Mark, every_row
 from attentune.training.choice import choose
 from attentune.training.recipe import read_recipe
 from attentune.training.seeds import train_seeds
 
 MANY = {name: rows_of("classification", n, seed=n) for name, n in (("train", 60), ("validation", 40), ("test", 20))}
-
-SPLITS = ("train", "validation")
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=40), st.data())
@@ -114,8 +112,8 @@ def test_finished_seeds_are_not_trained_again(tiny_bert: Path, tmp_path: Path) -
     done = tmp_path / "b.seeds" / "0" / "b"
     shutil.copytree(first.folder, done)
     (done / "metrics.json").write_text(json.dumps({**first.metrics, "validation": {"accuracy": 2.0}}))
-    identity = digest([choose(MANY, "pasta", None, options)[1].to_toml(), str(tiny_bert), *map(MANY.get, SPLITS)])
-    (tmp_path / "b.seeds" / "run.json").write_text(identity)
+    rows, chosen = choose(MANY, "pasta", None, options)
+    Mark(tmp_path / "b.seeds" / "run.id", [chosen.to_toml(), str(tiny_bert), every_row(rows)]).write()
     again: dict[str, Any] = {"seeds": 2, "resume": True, **options}
     other: dict[str, Any] = {**again, "batch_size": 4}
     with pytest.raises(ConfigError, match="holds seeds with other settings"):

@@ -1,6 +1,7 @@
 """Many tasks trained together: each comes out as if it had been trained alone."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,27 @@ def test_refusals(quiet: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UnsupportedError, match="do so in one process"):
         train_many({"a": rows}, output, where)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_resume_takes_for_finished(tiny_bert: Path, tmp_path: Path) -> None:
+    """The same rows of all splits, and a folder that is there; a torn mark says nothing."""
+    good, odd = {**data_of("classification", 16), "test": rows_of("classification", 8)}, tmp_path / "none.csv"
+    options: dict[str, Any] = {**QUICK, "epochs": 1, "resume": True}
+
+    def again(one: dict[str, Any]) -> int:
+        results = train_many({"good": one, "odd": odd}, tmp_path / "all", str(tiny_bert), **options)
+        assert set(results.failed) == {"odd"}
+        assert results["good"].metrics["run"]["test_rows"] == len(one["test"])
+        return (tmp_path / "all" / "good" / store.WEIGHTS).stat().st_mtime_ns
+
+    first = again(good)
+    assert again(good) == first
+    shutil.rmtree(tmp_path / "all" / "good")
+    assert (second := again(good)) > first
+    fewer = {**good, "test": good["test"][:4]}
+    assert (third := again(fewer)) > second
+    (tmp_path / "all.training" / "good.id").write_text("")
+    assert again(fewer) > third
 
 
 def test_lanes_take_turns() -> None:

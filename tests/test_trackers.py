@@ -37,7 +37,9 @@ def test_every_adapter_has_a_log(tiny_bert: Path, tmp_path: Path) -> None:
 
 
 def test_a_resumed_log_has_each_evaluation_once(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text("".join(f'{{"step": {s}, "seconds": {s}.0}}\n' for s in (2, 4, 6)))
+    (tmp_path / "log.jsonl").write_text(
+        "".join(f'{{"step": {s}, "seconds": {s}.0}}\n' for s in (2, 4, 6)) + '{"step": 8, "sec'
+    )
     log = trackers.RunLog(tmp_path)
     state: Any = type("State", (), {"is_world_process_zero": True, "global_step": 4, "epoch": 1.0})()
     log.on_train_begin(None, state, None)

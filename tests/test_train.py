@@ -221,6 +221,13 @@ def test_a_rate_of_0_leaves_the_head_as_it_starts(tiny_bert: Path, tmp_path: Pat
     assert changed == {key for key in one if "shift" in key}
 
 
+def test_a_kill_while_the_mark_is_written_means_a_new_start(tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.training").mkdir()
+    (tmp_path / "a.training" / "run.id").write_text("")
+    train(rows_of("classification"), "pasta", tmp_path / "a", str(tiny_bert), resume=True, **QUICK)
+    assert {path.name for path in tmp_path.iterdir()} == {"a"}
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

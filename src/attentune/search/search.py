@@ -31,7 +31,7 @@ from attentune.search.report import files_of
 from attentune.search.trial import Job, Outcome, run
 from attentune.tasks import Data
 from attentune.tasks.sources import Source
-from attentune.training.checkpoints import digest
+from attentune.training.checkpoints import Mark, every_row
 from attentune.training.choice import backbone_of, changes_of, choose, learned_task
 from attentune.training.recipe import Recipe
 
@@ -95,7 +95,9 @@ def search(
     for note in rows.notes:
         report(note)
     work = target.with_name(f"{target.name}.search")
-    _start(work, digest([rows.train, rows.validation, hub_id(backbone), changes, list(methods), str(limits)]), resume)
+    mark = Mark(work / "search.id", [every_row(rows), hub_id(backbone), changes, list(methods), str(limits)])
+    if not (resume and mark.goes_on("a search with other data or wishes")):
+        mark.begin()
     one = _Search(rows, chosen, target.name, work, backbone, limits, changes, seed, report)
     one.among(list(methods) or list(METHODS))
     deadline = time.time() + 60 * minutes
@@ -266,14 +268,3 @@ def _over(cost: Cost, budget: Budget) -> str | None:
 def _told(budget: Budget) -> str:
     parts = [f"{budget.size:,} bytes"] * (budget.size is not None)
     return " and ".join([*parts, *[f"{budget.latency}x"] * (budget.latency is not None)]) or "any budget"
-
-
-def _start(work: Path, identity: str, resume: bool) -> None:
-    mark = work / "search.id"
-    if resume and mark.is_file():
-        if mark.read_text(encoding="utf-8") != identity:
-            raise ConfigError(f"{work} holds a search with other data or wishes; start again without resume")
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "trials").mkdir(parents=True)
-    mark.write_text(identity, encoding="utf-8")

@@ -2,16 +2,58 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from attentune.errors import ConfigError
+from attentune.tasks import Data
 
 
-def digest(identity: Any) -> str:
-    """A hash by which a run knows that what it finds is its own."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+def every_row(data: Data) -> list[Any]:
+    """Of all splits: a result depends on the rows that judge it, too."""
+    return [data.train, data.validation, data.test, data.outside]
+
+
+class Mark:
+    """A hash in a file, by which a run knows that what lies beside it is its own; written whole or not at all."""
+
+    def __init__(self, path: Path, identity: Any) -> None:
+        self.path = path
+        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def fits(self) -> bool | None:
+        """Whether what is there is of this run; None: there is no mark that can be read."""
+        try:
+            found = self.path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        return found == self.identity if re.fullmatch("[0-9a-f]{64}", found) else None
+
+    def goes_on(self, other: str) -> bool:
+        """Whether there is something of this run to go on with.
+
+        Raises:
+            ConfigError: the folder holds something else, `other` in words.
+        """
+        fits = self.fits()
+        if fits is False:
+            raise ConfigError(f"{self.path.parent} holds {other}; start again without resume")
+        return bool(fits)
+
+    def begin(self) -> None:
+        """Mark the folder, and empty it before."""
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+        self.write()
+
+    def write(self) -> None:
+        """Mark what is there."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.path.with_name(f"{self.path.name}.new")
+        fresh.write_text(self.identity, encoding="utf-8")
+        os.replace(fresh, self.path)
 
 
 class Checkpoints:
@@ -19,7 +61,7 @@ class Checkpoints:
 
     def __init__(self, output: Path, identity: Any) -> None:
         self.folder = output.with_name(f"{output.name}.training")
-        self.identity = digest(identity)
+        self.mark = Mark(self.folder / "run.id", identity)
 
     def start(self, writes: bool, resume: bool) -> str | None:
         """The checkpoint to go on from, or None for a fresh start; only the process that `writes` touches the disk.
@@ -27,15 +69,10 @@ class Checkpoints:
         Raises:
             ConfigError: the checkpoints belong to another recipe, backbone or task.
         """
-        mark = self.folder / "run.json"
-        if resume and mark.is_file():
-            if json.loads(mark.read_text(encoding="utf-8")) != self.identity:
-                raise ConfigError(f"{self.folder} holds a run with other settings or data; start again without resume")
+        if resume and self.mark.goes_on("a run with other settings or data"):
             return self._last_whole()
         if writes:
-            self.remove()
-            self.folder.mkdir(parents=True)
-            mark.write_text(json.dumps(self.identity), encoding="utf-8")
+            self.mark.begin()
         return None
 
     def _last_whole(self) -> str | None:
@@ -63,17 +100,15 @@ class Finished:
 
     def has(self, name: str, identity: Any) -> bool:
         """Whether the task is finished, with the same settings and data."""
-        mark = self._mark(name)
-        return mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == digest(identity)
+        return self._mark(name, identity).fits() is True
 
     def add(self, name: str, identity: Any) -> None:
         """The task's folder is written."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._mark(name).write_text(json.dumps(digest(identity)), encoding="utf-8")
+        self._mark(name, identity).write()
 
     def remove(self) -> None:
         """All are finished, or all begin anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _mark(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
+    def _mark(self, name: str, identity: Any) -> Mark:
+        return Mark(self.folder / f"{name}.id", identity)

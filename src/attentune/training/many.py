@@ -175,7 +175,7 @@ class _Crew:
         writes = rows.kind == "generation"
         ground, chosen = self._stand(chosen, writes)
         identity = identity_of(rows, chosen, ground)
-        if self.finished.has(name, identity):
+        if self.finished.has(name, identity) and (self.targets[name] / store.CARD).is_file():
             done = store.read(self.targets[name])
             self.results[name] = Result(done.folder, done.card, done.metrics, rows.notes)
             return

@@ -18,7 +18,7 @@ from attentune.evaluation.metrics import LOWER_IS_BETTER
 from attentune.evaluation.seeds import summary
 from attentune.tasks import Data
 from attentune.tasks.sources import Source
-from attentune.training.checkpoints import digest
+from attentune.training.checkpoints import Mark, every_row
 from attentune.training.choice import backbone_of, changes_of, choose
 from attentune.training.recipe import Recipe
 from attentune.training.train import Result, train
@@ -68,7 +68,9 @@ def train_seeds(
     rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides), library)
     backbone, chosen = backbone_of(chosen, backbone)
     work = target.with_name(f"{target.name}.seeds")
-    _start(work, digest([chosen.to_toml(), hub_id(backbone), rows.train, rows.validation]), resume)
+    mark = Mark(work / "run.id", [chosen.to_toml(), hub_id(backbone), every_row(rows)])
+    if not (resume and mark.goes_on("seeds with other settings or data")):
+        mark.begin()
     runs: list[SeedRun] = []
     for seed in range(chosen.training.seed, chosen.training.seed + seeds):
         report(f"seed {seed}")
@@ -88,17 +90,6 @@ def train_seeds(
         _keep_events(work / str(run.seed) / f"{target.name}.tensorboard", target, run.seed)
     shutil.rmtree(work)
     return replace(best.result, folder=target, metrics=metrics)
-
-
-def _start(work: Path, identity: str, resume: bool) -> None:
-    mark = work / "run.json"
-    if resume and mark.is_file():
-        if mark.read_text(encoding="utf-8") != identity:
-            raise ConfigError(f"{work} holds seeds with other settings or data; start again without resume")
-        return
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    mark.write_text(identity, encoding="utf-8")
 
 
 def _run(

@@ -25,7 +25,7 @@ from attentune.tasks.sources import Source
 from attentune.training import trackers
 from attentune.training.adapted import beside, check_finite, config_of
 from attentune.training.baseline import baseline
-from attentune.training.checkpoints import Checkpoints
+from attentune.training.checkpoints import Checkpoints, every_row
 from attentune.training.choice import backbone_of, choose, drawn, learned_task, phrased
 from attentune.training.ground import ground_of
 from attentune.training.loop import arguments
@@ -83,7 +83,10 @@ def train_shared(
     parts = _parts(model, learned, chosen, origin, tokenizer)
     checkpoints = Checkpoints(
         Path(output).expanduser().absolute(),
-        identity=[origin.fingerprint, {name: [one.recipe.to_toml(), one.rows.train] for name, one in chosen.items()}],
+        identity=[
+            origin.fingerprint,
+            {name: [one.recipe.to_toml(), every_row(one.rows)] for name, one in chosen.items()},
+        ],
     )
     begin = time.perf_counter()
     trainer = build_mixed_trainer(

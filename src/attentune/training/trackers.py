@@ -79,13 +79,23 @@ class RunLog(TrainerCallback):
         """The log so far."""
         return self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
 
+    def _lines(self) -> list[dict[str, Any]]:
+        """Up to one that a kill tore."""
+        found: list[dict[str, Any]] = []
+        for line in self.text().splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return found
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """A resumed run takes its steps after the last checkpoint again: forget what they gave before."""
         if state.is_world_process_zero:
-            lines = [line for line in self.text().splitlines() if json.loads(line)["step"] <= state.global_step]
+            lines = [line for line in self._lines() if line["step"] <= state.global_step]
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            self.begin = time.perf_counter() - (json.loads(lines[-1])["seconds"] if lines else 0.0)
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            self.begin = time.perf_counter() - (lines[-1]["seconds"] if lines else 0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Remember the training loss."""

@@ -25,7 +25,7 @@ from attentune.tasks.sources import Source
 from attentune.training import trackers
 from attentune.training.adapted import adapt, check_finite, finish, longest
 from attentune.training.baseline import baseline
-from attentune.training.checkpoints import Checkpoints
+from attentune.training.checkpoints import Checkpoints, every_row
 from attentune.training.choice import backbone_of, changes_of, choose, drawn, learned_task, phrased
 from attentune.training.frozen import freeze
 from attentune.training.ground import Ground, ground_of
@@ -169,7 +169,7 @@ def learn(
 
 def identity_of(rows: Data, chosen: Recipe, ground: Ground) -> list[Any]:
     """What a run must have in common with an earlier one to go on with it."""
-    return [chosen.to_toml(), ground.origin.fingerprint, rows.train]
+    return [chosen.to_toml(), ground.origin.fingerprint, every_row(rows)]
 
 
 def certified(
