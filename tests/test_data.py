@@ -66,6 +66,26 @@ def test_tsv_with_quotes_that_are_text(tmp_path: Path) -> None:
     assert {row["text"] for row in data.train + data.validation} == {'"Open quote', "plain", 'another" one'}
 
 
+def test_a_cell_may_be_a_whole_document(tmp_path: Path) -> None:
+    limit = csv.field_size_limit(131_072)
+    try:
+        rows = [{"text": "good " * 30_000, "label": "pos"}, {"text": "bad", "label": "neg"}]
+        data = load_data(write(tmp_path / "long.csv", rows), validation=0.5)
+    finally:
+        csv.field_size_limit(limit)
+    assert max(len(row["text"]) for row in [*data.train, *data.validation]) == 150_000
+
+
+def test_a_folder_may_be_called_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "demo").mkdir()
+    write(tmp_path / "demo" / "train.csv", ROWS)
+    monkeypatch.chdir(tmp_path)
+    assert len(load_rows("demo", Columns(("text",), "label"), "classification")) == len(ROWS)
+    assert load_rows("demo:intent", Columns(("text",), "label"), "classification", "test")
+    with pytest.raises(DataError, match="A demo task was wanted, 'intents' was found"):
+        load_data("demo:intents")
+
+
 def test_folder_with_aliases(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl.gz", ROWS)
     write(tmp_path / "dev.csv", ROWS[:2])
@@ -148,6 +168,9 @@ def rows_with(labels: list[Any], name: str = "label") -> list[dict[str, Any]]:
     [
         (["b", "a", "b"], "classification", ("a", "b")),
         ([10, 2, 10], "classification", ("2", "10")),
+        (["10", "-2", "10"], "classification", ("-2", "10")),
+        (["②", "①", "②"], "classification", ("①", "②")),  # digits, which int() does not read
+        (["--10", "-2", "-2"], "classification", ("--10", "-2")),
         ([True, False, True], "classification", ("false", "true")),
         ([0.5, 1.0, 3.0], "regression", ()),
         (["0.5", "1", "3"], "regression", ()),

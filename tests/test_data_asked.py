@@ -157,6 +157,7 @@ def test_wrong_choices_name_the_row() -> None:
     wanted = "train row 1, column 'label': wanted one of the choices or its index, 0 to 1, found "
     choice(wanted + "int 2", choices=["a", "b"], label=2)
     choice(wanted + "str 'z'", choices=["a", "b"], label="z")
+    choice(wanted + "str '--1'", choices=["a", "b"], label="--1")
     choice(wanted + "bool True", choices=["a", "b"], label=True)
     choice(wanted + "nothing", choices=["a", "b"], label=None)
     choice("no columns look like choices; the columns are question, label", label=0)

@@ -1,9 +1,12 @@
 """Cells of many forms -> answers in a context, choices of a question, and which of them is right."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from attentune.errors import DataError
+
+WHOLE = re.compile(r"-?[0-9]{1,100}")
 
 
 def answers_in(context: str, value: Any, starts: Any, where: str) -> list[dict[str, Any]]:
@@ -100,8 +103,13 @@ def _whole(value: Any) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
-        return int(value) if value.strip().lstrip("-").isdecimal() else None
+        return int(value) if is_whole(value.strip()) else None
     return int(value) if isinstance(value, int) or (isinstance(value, float) and value.is_integer()) else None
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number in ASCII digits: isdigit() also holds of '①', which int() does not read."""
+    return WHOLE.fullmatch(text) is not None
 
 
 def shown(value: Any) -> str:

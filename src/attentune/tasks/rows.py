@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from attentune.errors import DataError
-from attentune.tasks.cells import answers_in, choice_index, choice_list, choice_texts, shown
+from attentune.tasks.cells import answers_in, choice_index, choice_list, choice_texts, is_whole, shown
 from attentune.tasks.columns import Columns, is_number
 from attentune.tasks.sources import Row
 
@@ -152,7 +152,7 @@ def classes_of(rows: Iterable[Row], kind: str) -> tuple[str, ...]:
     for row in rows:
         found = row["tags"] if kind == "tagging" else row["label"]
         names.update([found] if isinstance(found, str) else found)
-    if all(name.lstrip("-").isdigit() for name in names):
+    if all(map(is_whole, names)):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names, key=lambda name: (name != "O" or kind != "tagging", name)))
 

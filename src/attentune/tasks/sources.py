@@ -89,8 +89,8 @@ def sets_of(folder: str | Path) -> dict[str, Path]:
 
 
 def _read_name(source: str | Path) -> dict[str, Raw]:
-    kind, _, task = str(source).partition(":")
-    path = demo.path(task, "train").parent if kind == "demo" else Path(source).expanduser()
+    start, of_demo, task = str(source).partition("demo:")
+    path = demo.path(task, "train").parent if of_demo and not start else Path(source).expanduser()
     if path.is_dir():
         return {split: _read_file(file) for split, file in _split_files(path).items()}
     if path.is_file():
@@ -150,7 +150,7 @@ def _table_options(path: Path) -> dict[str, Any]:
     delimiter, quoting = "\t" if tabs else ",", csv.QUOTE_MINIMAL
     try:
         with _open_text(path) as lines:
-            header, first = islice(chain(csv.reader(lines, delimiter=delimiter), ((), ())), 2)
+            header, first = islice(chain(_cells(lines, delimiter), ((), ())), 2)
         if not header or not first:
             raise DataError(f"{path} has no rows; wanted a line of column names and at least one row")
         if tabs and not _quotes_close(path):
@@ -164,12 +164,13 @@ def _table_options(path: Path) -> dict[str, Any]:
 
 def _quotes_close(path: Path) -> bool:
     with _open_text(path) as lines:
-        return all(cell.count("\n") == 0 for row in _tab_rows(lines) for cell in row)
+        return all(cell.count("\n") == 0 for row in _cells(lines, "\t") for cell in row)
 
 
-def _tab_rows(lines: Iterator[str]) -> Iterator[list[str]]:
+def _cells(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
+    """The rows of a table; a cell may be a whole document."""
     csv.field_size_limit(2**31 - 1)
-    return csv.reader(lines, delimiter="\t")
+    return csv.reader(lines, delimiter=delimiter)
 
 
 @contextmanager

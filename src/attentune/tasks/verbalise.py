@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 from transformers import PreTrainedTokenizerBase
 
 from attentune.errors import ConfigError, UnsupportedError
+from attentune.tasks.cells import is_whole
 from attentune.tasks.classify import Classification
 from attentune.tasks.sources import Row
 from attentune.tasks.task import Features
@@ -119,7 +120,7 @@ def _named(words: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
 
 
 def _default(label: str, task: Classification) -> str:
-    if label.lstrip("-").isdigit():
+    if is_whole(label):
         raise ConfigError(f"class {label!r} is a number and says nothing in a sentence; name its word in task.words")
     return PAIR_WORDS.get(label.lower(), label) if task.pair else label
 
