@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from attentune.errors import UnsupportedError
 from attentune.method import Frame
-from attentune.methods.pasta import PastaConfig, edit, one_hot, shift_special, slots_of
+from attentune.methods.pasta import PastaConfig, edit, one_hot, shift_special
 
 from .drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
 from .slow import own, plus
@@ -41,18 +41,6 @@ def shifted(h, e, numbers):
 def test_one_hot_counts_from_the_left(seed, batch, length, slots):
     special = Drawer(seed, batch).flags(batch, length)
     assert one_hot(special, slots).tolist() == as_one_hot(slot_numbers(special.tolist(), slots), slots)
-
-
-@few
-@given(seeds, small, st.integers(1, 9), small, st.booleans())
-def test_slots_of_skips_ordinary_and_masked_tokens(seed, batch, length, slots, masked):
-    draw = Drawer(seed, batch)
-    tokens, mask = draw.integers(5, batch, length), draw.flags(batch, length) if masked else None
-    ids = [1, 3]
-    real = [[True] * length] * batch if mask is None else mask.tolist()
-    special = [[t in ids and real[b][i] for i, t in enumerate(row)] for b, row in enumerate(tokens.tolist())]
-    found = slots_of(tokens, torch.tensor(ids), slots, mask)
-    assert found.tolist() == as_one_hot(slot_numbers(special, slots), slots)
 
 
 @few

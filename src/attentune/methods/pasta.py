@@ -45,18 +45,11 @@ class PastaConfig(MethodConfig):
             raise ConfigError(f"slots is at least 1, not {self.slots}")
 
 
-def slots_of(tokens: Tensor, special_ids: Tensor, slots: int, mask: Tensor | None = None) -> Tensor:
-    """Which special token of its row each token is, counted from the left.
-
-    tokens [B,T], special_ids [n], mask [B,T] -> one-hot [B,T,S]; ordinary and masked tokens, and special tokens beyond
-    the S-th, have no slot.
-    """
-    special = torch.isin(tokens, special_ids)
-    return one_hot(special if mask is None else special & mask, slots)
-
-
 def one_hot(special: Tensor, slots: int) -> Tensor:
-    """Special [B,T] bool -> [B,T,S]: the s-th special token of a row has a one at s."""
+    """Special [B,T] bool -> [B,T,S]: the s-th special token of a row, counted from the left, has a one at s.
+
+    Ordinary tokens, and special ones beyond the S-th, have no slot.
+    """
     nth = special.cumsum(1) * special
     return nth[..., None] == torch.arange(1, slots + 1, device=special.device)
 
