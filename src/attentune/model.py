@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from attentune.anatomy import stacks_of
 from attentune.errors import ConfigError, StoreError, UnsupportedError
+from attentune.forward import rows, source_tokens
 from attentune.heads import Heads, States, TaskOutput
 from attentune.method import MethodConfig
 from attentune.sites import AdapterLayer, Stack
-from attentune.tuner import SiteTuner, rows, source_tokens
+from attentune.tuner import SiteTuner
 
 
 class Adapted(nn.Module):

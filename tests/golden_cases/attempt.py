@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attentune.forward import memo
 from attentune.method import Site
 from attentune.methods.attempt import AttemptConfig
-from attentune.tuner import memo
 from golden_cases.case import Case
 from golden_cases.inject import Tensors, inject, pull_back, watch
 from golden_cases.ledger import Ledger

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from attentune.batches import in_batches
 from attentune.card import TaskCard
 from attentune.errors import UnsupportedError
+from attentune.forward import memo
 from attentune.tasks import Features, Task
 from attentune.tasks.generate import Generation
 from attentune.tasks.task import Inputs, Logits, pad_inputs
-from attentune.tuner import memo
 from attentune.writing import write
 
 

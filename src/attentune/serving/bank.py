@@ -19,6 +19,7 @@ from attentune import quantised, store
 from attentune.backbones import fingerprint, load_backbone
 from attentune.card import TaskCard
 from attentune.errors import ConfigError, StoreError, UnknownTaskError, UnsupportedError
+from attentune.forward import memo, requested
 from attentune.heads import States, TaskOutput, assemble
 from attentune.method import METHODS, Group, MethodConfig
 from attentune.model import TaskModel
@@ -29,7 +30,6 @@ from attentune.serving.tiers import Tiers
 from attentune.sites import Stack
 from attentune.sites.fan import Fan, fanned
 from attentune.sites.rows import BASE, RowRequest
-from attentune.tuner import memo, requested
 from attentune.vocabulary import vocabulary_head
 
 
