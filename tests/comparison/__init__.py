@@ -1,0 +1,1 @@
+"""`attentune compare` on a tiny backbone."""

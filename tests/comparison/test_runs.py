@@ -1,0 +1,176 @@
+"""Contenders on a tiny backbone: what each trains, and what a run records."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.preprocessing import StandardScaler
+
+from attentune.backbones import load_backbone, load_tokenizer
+from attentune.comparison.compare import compare
+from attentune.comparison.contenders import build, contender, grid, names, options_of, peft_config, recipe_for
+from attentune.comparison.measure import middle
+from attentune.comparison.probe import Batch, regress
+from attentune.comparison.run import execute
+from attentune.comparison.sets import load_set
+from attentune.comparison.summary import summarise
+from attentune.errors import UnsupportedError
+from attentune.evaluation.statistics import score
+from attentune.methods import METHODS
+from attentune.tasks import Classification, Regression, task_of
+
+from .kit import a_run, quick
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_contender_runs(sets: Path, tiny_bert: Path, name: str) -> None:
+    record = execute(a_run(sets / "tone", name, quick(tiny_bert)))
+    assert record["run_info"]["error_msg"] == ""
+    ours, info = record["attentune"], record["train_info"]
+    assert ours["sizes"] == {"train": 24, "validation": 12, "test": 200}
+    assert 0 <= ours["validation"] <= 1
+    assert score("mean", np.array(ours["rows"]["values"])) == pytest.approx(ours["test"])
+    assert info["file_size"] > 4 * info["num_trainable_params"] * (name not in ("attempt", "prompt_tuning"))
+    assert info["num_trainable_params"] < info["num_total_params"] or name == "full"
+    assert info["file_size"] < 60_000 or name == "full"
+    assert ours["memory_max"] > 2**20
+    assert all(ms[what] > 0 for ms in ours["latency_ms"].values() for what in ("tuned", "bare", "ratio"))
+
+
+@pytest.mark.parametrize("kind", ["grade", "pair", "many", "tags", "choices"])
+@pytest.mark.parametrize("name", ["pasta", "probe", "lora"])
+def test_every_kind_of_task(sets: Path, tiny_bert: Path, kind: str, name: str) -> None:
+    """What is kept of the rows makes the task's own score again."""
+    record = execute(a_run(sets / kind, name, quick(tiny_bert, epochs=3), fold=1))
+    assert record["run_info"]["error_msg"] == ""
+    ours = record["attentune"]
+    assert ours["metric"] in ours["test_scores"]
+    found = score(ours["rows"]["form"], np.array(ours["rows"]["values"]))
+    assert found == pytest.approx(ours["test_scores"][ours["metric"]], abs=1e-5)
+    assert len(ours["rows"]["values"]) == ours["sizes"]["test"] == 6
+
+
+# The columns that the tools around peft's method_comparison read.
+PEFT_COLUMNS = {
+    "run_info": (
+        "created_at", "total_time", "experiment_name", "peft_branch", "train_config", "peft_config", "error_msg",
+    ),
+    "train_info": (
+        "accelerator_memory_reserved_avg", "accelerator_memory_max", "accelerator_memory_reserved_99th", "train_time",
+        "file_size", "num_trainable_params", "num_total_params", "status", "metrics",
+    ),
+    "meta_info": ("model_info", "dataset_info", "package_info", "system_info", "pytorch_info"),
+}  # fmt: skip
+
+
+def test_records_have_the_columns_of_peft(sets: Path, tiny_bert: Path) -> None:
+    record = json.loads(json.dumps(execute(a_run(sets / "tone", "ia3", quick(tiny_bert, epochs=2)))))
+    for part, columns in PEFT_COLUMNS.items():
+        assert set(columns) <= set(record[part])
+    assert record["train_info"]["status"] == "success"
+    assert record["run_info"]["train_config"]["model_id"] == str(tiny_bert)
+    assert record["run_info"]["peft_config"]["peft_type"] == "IA3"
+    assert record["run_info"]["peft_config"]["base_model_name_or_path"] == str(tiny_bert)
+    first, second, last = record["train_info"]["metrics"]
+    assert (first["step"], second["step"]) == (3, 6)
+    assert {"test accuracy", "train loss", "train samples", "train total tokens"} <= set(last)
+    packages = record["meta_info"]["package_info"]
+    assert {f"{name}-version" for name in ("peft", "transformers", "datasets", "torch", "bitsandbytes")} <= set(
+        packages
+    )
+
+
+def test_a_failure_is_a_record(sets: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    run = a_run(sets / "tone", "pasta", quick(tiny_bert, max_length=2))
+    record = execute(run)
+    assert record["train_info"]["status"] == "failed"
+    assert "max_length leaves 2 tokens" in record["run_info"]["error_msg"]
+    lines: list[str] = []
+    compare([str(sets / "tone")], ["pasta"], tmp_path, run.conditions, rates=2, report=lines.append)
+    assert len(lines) == 2
+    assert "failed, max_length leaves 2" in lines[0]
+    compare([str(sets / "tone")], ["pasta"], tmp_path, run.conditions, rates=2, report=lines.append)
+    assert len(lines) == 2
+    found = summarise(tmp_path)
+    assert [name for name, _ in found.failures] == ["tone-pasta-0.01-seed0", "tone-pasta-0.03-seed0"]
+    assert found.tasks == ()
+
+
+def test_half_precision_carries_frozen_weights(sets: Path, tiny_bert: Path) -> None:
+    for name in ("kernel_mix", "lora", "prompt_tuning", "bitfit"):
+        record = execute(a_run(sets / "tone", name, quick(tiny_bert, frozen="bfloat16")))
+        assert record["run_info"]["error_msg"] == ""
+
+
+@pytest.mark.parametrize("name", ["pasta", "full"])
+def test_attention_dropout_is_that_of_the_conditions(sets: Path, tiny_bert: Path, name: str) -> None:
+    own, none = (
+        execute(a_run(sets / "tone", name, quick(tiny_bert, attention_dropout=dropout)))["train_info"]["metrics"]
+        for dropout in (None, 0.0)
+    )
+    assert [x["train loss"] for x in own] != [x["train loss"] for x in none]
+
+
+def test_only_what_a_contender_trains_changes(tiny_bert: Path, sets: Path) -> None:
+    data = load_set(str(sets / "tone")).data
+    task, conditions = task_of(data), quick(tiny_bert)
+    base = load_backbone(str(tiny_bert))
+    tokenizer = load_tokenizer(str(tiny_bert), base)
+    tuned = build("bitfit", base, tokenizer, task, recipe_for("bitfit", "classification", False, conditions))
+    trained = {name for name, p in tuned.model.named_parameters() if p.requires_grad}
+    assert all(name.endswith(".bias") or name == "heads.weight" for name in trained)
+    assert set(tuned.kept()) == {name.removeprefix("body.") for name in trained}
+    tuned = build("lora", load_backbone(str(tiny_bert)), tokenizer, task, recipe_for("lora", "pair", False, conditions))
+    targets = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in tuned.kept() if "lora_" in name}
+    assert targets == {"query", "value"}
+    assert not any("token_type" in name for name in tuned.kept())
+
+
+def test_the_probe_is_logistic_regression() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 5).double() * torch.tensor([1.0, 5.0, 0.1, 1.0, 1.0]) + 3, torch.arange(60) % 3
+    x[:, 0] += y
+    z = StandardScaler().fit_transform(x.numpy())
+    for strength in (0.01, 1.0):
+        weight, bias = regress(
+            Classification(("a", "b", "c")), [Batch(x[:32], y[:32]), Batch(x[32:], y[32:])], 3, strength
+        )
+        expected = LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(z, y.numpy())
+        wanted = expected.decision_function(z)
+        found = (x @ weight.T + bias).numpy()
+        # softmax does not see what all classes have in common
+        assert found - found.mean(1, keepdims=True) == pytest.approx(wanted - wanted.mean(1, keepdims=True), abs=2e-3)
+    targets = x[:, 1] / 5 + torch.randn(60)
+    task = Regression.of(targets.tolist())
+    scaled = ((targets - task.mean) / task.std).float()
+    weight, bias = regress(task, [Batch(x, scaled)], 1, 0.01)
+    ridge = Ridge(alpha=1 / (2 * 0.01)).fit(z, scaled.numpy())
+    assert (x @ weight.T + bias)[:, 0].numpy() == pytest.approx(ridge.predict(z), abs=2e-3)
+
+
+def test_grids_and_names(tiny_bert: Path) -> None:
+    assert grid(0.01, 1) == (0.01,)
+    assert grid(0.01, 2) == (0.01, 0.03)
+    assert grid(0.002, 5) == (0.002, 0.006, 0.00067, 0.018, 0.00022)
+    assert set(names()) == {*METHODS, "lora", "ia3", "prompt_tuning", "prefix_tuning", "bitfit", "probe", "full"}
+    recipe = recipe_for("pasta", "classification", False, quick(tiny_bert))
+    assert contender("pasta").rates(recipe, 2) == (0.01, 0.03)
+    assert contender("probe").rates(recipe, 2) == (None,)
+    assert recipe.training.patience == 0
+    assert options_of("lora", recipe)["own"] == {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1}
+    assert middle([5, 1, 9, 3], 2) == [3, 0]
+    assert middle([5, 1], 3) == [1, 0, 1]
+
+
+def test_what_a_backbone_cannot_have_is_refused() -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    base = T5EncoderModel(T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4))
+    assert peft_config("lora", base.encoder).target_modules
+    from attentune.comparison.contenders import _free_biases
+
+    with pytest.raises(UnsupportedError, match="this backbone has none"):
+        _free_biases(base)
