@@ -3,6 +3,7 @@ the interval around it.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -25,8 +26,8 @@ def by_row(task: Task, answers: Sequence[Answer], rows: Sequence[Row]) -> Statis
         return "f1", [_counts(set(a["labels"]), set(row["label"])) for a, row in pairs]
     if task.kind == "tagging":
         if is_bio(task.labels):
-            both = [[set(spans_of(tags, task.labels)) for tags in (a["tags"], row["tags"])] for a, row in pairs]
-            return "f1", [_counts(found, wanted) for found, wanted in both]
+            spans = partial(spans_of, labels=task.labels)
+            return "f1", [_counts(set(spans(a["tags"])), set(spans(row["tags"]))) for a, row in pairs]
         return "f1", [[n for tag in task.labels for n in _tag(tag, a["tags"], row["tags"])] for a, row in pairs]
     if task.main_metric == "accuracy" and "label" in pairs[0][0]:
         return "mean", [[float(a["label"] == row["label"])] for a, row in pairs]
