@@ -110,7 +110,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         for table, key, value, wanted in (
             ("task", "stride", -1, "at least 0"),
             ("task", "answer_length", 0, "at least 1"),
-            ("task", "dropout", 2.0, "between 0 and 1"),
+            ("task", "dropout", 1.0, "at least 0 and below 1"),
             ("training", "epochs", 0.0, "above 0"),
             ("training", "epochs", inf, "above 0"),
             ("training", "batch_size", 0, "at least 1"),
@@ -124,7 +124,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
             ("training", "accumulate", 0, "at least 1"),
             ("training", "patience", -1, "at least 0"),
             ("training", "eval_steps", -1, "at least 0"),
-            ("training", "attention_dropout", 2.0, "between 0 and 1"),
+            ("training", "attention_dropout", 2.0, "at least 0 and below 1"),
             ("training", "seed", -1, "between 0 and 4294967295"),
             ("training", "seed", 2**32, "between 0 and 4294967295"),
         )

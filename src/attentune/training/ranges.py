@@ -15,7 +15,7 @@ Range = tuple[str, Callable[[float], bool]]
 ABOVE_0: Range = ("above 0", lambda x: 0 < x < float("inf"))
 FROM_0: Range = ("at least 0", lambda x: 0 <= x < float("inf"))
 FROM_1: Range = ("at least 1", lambda x: x >= 1)
-SHARE: Range = ("between 0 and 1", lambda x: 0 <= x <= 1)
+SHARE: Range = ("at least 0 and below 1", lambda x: 0 <= x < 1)
 SEED: Range = (f"between 0 and {2**32 - 1}", lambda x: 0 <= x < 2**32)  # numpy takes no other
 
 RANGES: Mapping[str, Range] = {
