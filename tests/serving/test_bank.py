@@ -1,5 +1,7 @@
 """The bank: each row's answer is that of its adapter alone, whatever the neighbours, the shelf and the tier."""
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ from laws.cells import FORMS, Form, refused
 from laws.zoo import batch_of, model_of, rows_of
 
 from attentune import TaskModel
+from attentune.backbones import load_backbone
 from attentune.errors import ConfigError, StoreError, UnknownTaskError
 from attentune.serving import Bank
+from attentune.store import CARD
+from attentune.tasks.verbalise import Cloze
 from serving.kit import adapter
 
 BACKBONES = (
@@ -171,6 +176,40 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(bert: Any, tmp_path: P
     with pytest.raises(ConfigError, match="bare backbone"):
         bank.add(BASE, good)
     assert bank.entry("x").folder == good
+
+
+CARDS: dict[str, tuple[dict[str, Any], str]] = {
+    "more labels": (
+        {"task": {"kind": "classification", "labels": ["a", "b", "c", "d"], "pair": False}},
+        "wants a sequence head with 4 outputs; the adapter has a sequence head with 3",
+    ),
+    "tagging": ({"task": {"kind": "tagging", "labels": ["O", "B-X", "I-X"]}}, "wants a token head with 3 outputs"),
+    "words": (
+        {"task": Cloze(("a", "b", "c"), words=("x", "y", "z")).to_card()},
+        "wants a masked head with 3 outputs",
+    ),
+    "no tokens": ({"max_length": 0}, "max_length 0; wanted is 1 at least"),
+    "long": ({"max_length": 61}, "max_length 61; wanted is 1 at least, and beside 4 prompt rows .* 60 tokens"),
+    "cold": ({"calibration": {"temperature": 0}}, "temperature 0.0; wanted is a finite number above 0"),
+    "no number": ({"calibration": {"temperature": math.nan}}, "temperature nan"),
+    "hot": ({"calibration": {"temperature": math.inf}}, "temperature inf"),
+}
+
+
+@pytest.mark.parametrize("case", CARDS)
+def test_a_card_that_does_not_fit_is_refused(tiny_bert: Path, tmp_path: Path, case: str) -> None:
+    changes, reason = CARDS[case]
+    base = load_backbone(str(tiny_bert))
+    folder = adapter(base, tmp_path / "x", "prefix_propagation", length=4)
+    bank = Bank(base)
+    bank.add("x", folder)
+    card = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps({**card, "max_length": 60}))
+    bank.add("x", folder)
+    (folder / CARD).write_text(json.dumps({**card, **changes}))
+    with pytest.raises(StoreError, match=reason):
+        bank.add("x", folder)
+    assert bank.card("x").max_length == 60
 
 
 def _poison(folder: Path) -> None:

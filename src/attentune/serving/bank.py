@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -16,9 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from attentune import quantised, store
+from attentune.anatomy import max_length
 from attentune.backbones import fingerprint, load_backbone
 from attentune.card import TaskCard
-from attentune.errors import ConfigError, StoreError, UnknownTaskError, UnsupportedError
+from attentune.errors import AttentuneError, ConfigError, StoreError, UnknownTaskError, UnsupportedError
 from attentune.forward import memo, requested
 from attentune.heads import States, TaskOutput, assemble
 from attentune.method import METHODS, Group, MethodConfig
@@ -142,13 +144,21 @@ class Bank:
         """Read and check an adapter folder, without serving it under its name yet: an entry that batches may name.
 
         Raises:
-            StoreError: the folder is incomplete, belongs to another backbone, does not fit it, or holds numbers that
-                are not finite.
+            StoreError: the folder is incomplete or damaged, belongs to another backbone, does not fit it, holds numbers
+                that are not finite, or its card does not fit its head.
             UnsupportedError: an adapter that the bank does not serve.
             ConfigError: the name is reserved.
         """
         if name == BASE:
             raise ConfigError(f"{BASE} is the name of the bare backbone; choose another")
+        try:
+            return self._stage(name, folder)
+        except (AttentuneError, OSError):
+            raise
+        except Exception as error:  # A damaged file makes peft and the readers of JSON raise nearly anything.
+            raise StoreError(f"the adapter in {folder} cannot be read: {type(error).__name__}: {error}") from error
+
+    def _stage(self, name: str, folder: str | Path) -> Entry:
         stored = store.read(folder)
         store.check_fits(name, stored.card, self.fingerprint, self.backbone or "the bank")
         if stored.card.task.head == "language":
@@ -160,6 +170,8 @@ class Bank:
         if not isinstance(config, MethodConfig):
             raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter, which the bank does not serve")
         head = Head.of(config)
+        head.check(stored.card.task)
+        _check_card(stored.card, config, max_length(self.model.config))
         if head.kind == "masked":
             self._bring_vocabulary(name)
         shelf = self._shelf(config, tensors)
@@ -275,6 +287,20 @@ class Bank:
             columns=same.setdefault(card.columns, card.columns),
             backbone=same.setdefault(card.backbone, card.backbone),
         )
+
+
+def _check_card(card: TaskCard, config: MethodConfig, room: int | None) -> None:
+    """Whether its texts fit into the backbone's `room` positions beside the prompt, and its temperature is one."""
+    prompt = METHODS[card.method].prompt_length(config)
+    longest = math.inf if room is None else room - prompt
+    if not 1 <= card.max_length <= longest:
+        raise StoreError(
+            f"the card has max_length {card.max_length}; wanted is 1 at least"
+            + ("" if room is None else f", and beside {prompt} prompt rows the backbone has room for {longest} tokens")
+        )
+    temperature = card.calibration.temperature
+    if not 0 < temperature < math.inf:
+        raise StoreError(f"the card has the temperature {temperature}; wanted is a finite number above 0")
 
 
 def _check_known(shelf: Shelf, head: Head, config: MethodConfig, tensors: Mapping[str, Tensor]) -> None:
