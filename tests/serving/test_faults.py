@@ -2,10 +2,12 @@
 
 import gzip
 import io
+import json
 import resource
 import shutil
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +18,13 @@ from fastapi.testclient import TestClient
 
 from attentune.backbones import load_backbone
 from attentune.serving import Bank
-from attentune.serving.folder import copy_of, version_id
+from attentune.serving.folder import Folder, copy_of, version_id
 from attentune.serving.launch import application
 from attentune.serving.limits import Limits
 from attentune.serving.registry import Registry
-from attentune.store import WEIGHTS
+from attentune.store import CARD, CONFIG, METRICS, WEIGHTS
 from serving.kit import adapter
-from serving.process import tar_of
+from serving.process import tar_of, until
 
 ASK = {"items": [{"task": "tone", "input": "good film"}]}
 
@@ -92,6 +94,67 @@ def test_versions_that_cannot_be_kept_stop_the_change(client: TestClient, folder
     assert version_id(folder / "tone") == version_id(made["old"])
     (folder / ".versions").unlink()
     assert client.put("/v1/tasks/tone", content=tar_of(made["new"])).status_code == 200
+
+
+def edited(file: str, **changes: Any) -> Callable[[Path], object]:
+    def edit(folder: Path) -> None:
+        (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), **changes}))
+
+    return edit
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "no number": edited(CARD, max_length="abc"),
+    "no object": edited(CARD, task=["classification"]),
+    "unknown peft": edited(CONFIG, peft_type="FOO"),
+    "unknown head": edited(CONFIG, head={"colour": "red"}),
+    "no text": lambda folder: (folder / CARD).write_bytes(b"\xff\xfe"),
+    "deep": lambda folder: (folder / METRICS).write_text("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_stands_alone(
+    tiny_bert: Path, folder: Path, made: dict[str, Path], tmp_path: Path, damage: str
+) -> None:
+    DAMAGES[damage](shutil.copytree(made["new"], folder / "bad"))
+    told: list[str] = []
+    with TestClient(application(folder, str(tiny_bert), report=told.append), raise_server_exceptions=False) as client:
+        assert [line.split(":")[0] for line in told] == ["bad"]
+        assert "\n" not in told[0]
+        refused = client.put("/v1/tasks/tone", content=tar_of(folder / "bad"))
+        assert (refused.status_code, refused.headers["content-type"]) == (422, "application/problem+json")
+        assert str(folder) not in refused.json()["detail"]
+        # Another server has changed something: every request reads the folder again.
+        Folder(folder).changed()
+        assert "answer" in client.post("/v1/predict", json=ASK).json()["answers"][0]
+        registry = client.app.state.service.registry  # pyright: ignore[reportAttributeAccessIssue]
+        registry.scan(told.append)
+        assert len(told) == 1
+        shutil.rmtree(folder / "bad")
+        shutil.copytree(made["new"], folder / "bad")
+        registry.scan(told.append)
+        assert (registry.names, len(told)) == (["bad", "tone"], 1)
+
+
+def test_a_folder_whose_rights_change_is_read_again(folder: Path) -> None:
+    stamp = Folder(folder).stamp("tone")
+    (folder / "tone" / WEIGHTS).chmod(0o600)  # An owner may read again what was copied by another.
+    assert Folder(folder).stamp("tone") != stamp
+
+
+def test_the_follower_lives_on(tiny_bert: Path, folder: Path, made: dict[str, Path]) -> None:
+    told: list[str] = []
+    with TestClient(application(folder, str(tiny_bert), watch=True, report=told.append)) as client:
+        time.sleep(0.5)  # Until it watches.
+        (folder / ".lock").unlink()
+        (folder / ".lock").mkdir()
+        shutil.copytree(made["new"], folder / "topic")
+        until(lambda: told, 20)
+        assert "cannot be read again" in told[0]
+        (folder / ".lock").rmdir()
+        shutil.copytree(made["third"], folder / "third")
+        until(lambda: {task["name"] for task in client.get("/v1/tasks").json()} == {"tone", "topic", "third"}, 20)
 
 
 class Killed:

@@ -122,7 +122,8 @@ class Folder:
         except OSError:
             return None
         others = tuple(p.name for p in self.others(name))
-        return tuple((p.st_ino, p.st_mtime_ns, p.st_size) for p in parts), others, self._trial(name)
+        # Not the time of the content: what may be read now, and could not before, is another.
+        return tuple((p.st_ino, p.st_ctime_ns, p.st_size) for p in parts), others, self._trial(name)
 
     def trial(self, name: str) -> dict[str, Any] | None:
         """{"version", "share", "shadow"} of the version on trial."""

@@ -79,5 +79,11 @@ async def _follow(registry: Registry, stop: asyncio.Event, report: Callable[[str
         parts = Path(path).relative_to(registry.folder.path).parts
         return bool(parts) and not parts[0].startswith(".")
 
-    async for _ in awatch(registry.folder.path, watch_filter=matters, stop_event=stop, debounce=400, step=100):
-        await asyncio.to_thread(registry.follow, report)
+    try:
+        async for _ in awatch(registry.folder.path, watch_filter=matters, stop_event=stop, debounce=400, step=100):
+            try:
+                await asyncio.to_thread(registry.follow, report)
+            except Exception as error:  # The next change may be read again.
+                report(f"{registry.folder.path} cannot be read again: {error}")
+    except Exception as error:
+        report(f"{registry.folder.path} is not followed any more: {error}")

@@ -62,7 +62,7 @@ class Registry:
                 # A version that was cold and has moved meanwhile, perhaps by another server that is not done yet.
                 with self._changing, self.folder.alone():
                     self.catch_up()
-                    with suppress(AttentuneError, OSError):
+                    with suppress(Exception):
                         self._load(name)
                     if self._tasks.get(name) == served and self._serves(served, heard, unheard):
                         raise
@@ -89,7 +89,8 @@ class Registry:
     def scan(self, report: Callable[[str], None] = lambda line: None) -> bool:
         """Make the tasks those of the folder: new and changed ones are loaded, vanished ones go -> whether any did.
 
-        A folder that cannot be served is reported, and what was served under its name goes on.
+        A folder that cannot be served is reported and left alone until it changes; what was served under its name goes
+        on.
         """
         with self._changing:
             self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -102,8 +103,8 @@ class Registry:
             for name in found:
                 try:
                     changed |= self._load(name)
-                except (AttentuneError, OSError) as error:
-                    report(f"{name}: {error}")
+                except Exception as error:  # One folder, whatever is in it, must not keep the others from being served.
+                    report(f"{name}: {_line(error)}")
             if vanished := self._tasks.keys() - set(found):
                 # A task whose version is being replaced is not there for a moment.
                 with self.folder.alone():
@@ -213,9 +214,15 @@ class Registry:
 
     def _load(self, name: str) -> bool:
         stamp, old = self.folder.stamp(name), self._tasks.get(name)
-        if old is not None and stamp is not None and self._stamps.get(name) == stamp:
+        if stamp is not None and self._stamps.get(name) == stamp:
             return False
-        served = read(name, self.folder, self.bank, old)
+        try:
+            served = read(name, self.folder, self.bank, old)
+        except Exception:
+            # What fails as it lies there fails again; what moves meanwhile may not.
+            if self.folder.stamp(name) == stamp:
+                self._stamps[name] = stamp
+            raise
         if old != served:
             self._serve(name, served, old)
         self._stamps[name] = stamp
@@ -285,3 +292,9 @@ class Registry:
         self.bank.remove(name)
         if served.trial is not None:
             self.bank.tiers.drop(served.trial.version.entry)
+
+
+def _line(error: Exception) -> str:
+    """What stands against a folder, on one line."""
+    told = str(error) if isinstance(error, (AttentuneError, OSError)) else f"{type(error).__name__}: {error}"
+    return " ".join(told.split())
