@@ -36,7 +36,7 @@ def known(registry: Registry) -> dict[str, Any]:
 
 
 def row(registry: Registry, name: str = "tone") -> list[float]:
-    return registry.route(name)[0].row.tolist()
+    return registry.route(name).held.row.tolist()
 
 
 def test_what_one_does_the_other_knows(both: tuple[Registry, Registry], made: dict[str, Path]) -> None:

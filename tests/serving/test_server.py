@@ -18,6 +18,7 @@ import attentune
 from attentune.backbones import load_backbone
 from attentune.cli.serve import serve_command
 from attentune.serving import keys
+from attentune.serving.folder import Folder, version_id
 from attentune.serving.keys import Keys
 from attentune.serving.launch import application
 from attentune.serving.limits import Limits
@@ -216,6 +217,15 @@ def test_trials(client: TestClient, made: dict[str, Path], tiny_bert: Path) -> N
     assert near(predicted(client, "tone"), new)
 
 
+def test_a_trial_is_of_the_same_kind_and_labels(client: TestClient, made: dict[str, Path]) -> None:
+    before = client.get("/v1/tasks/tone").json()
+    for other, odd in (("names", "which is classification, and the new version is tagging"), ("topic", "class 3")):
+        for how in ("share=0.5", "shadow=true"):
+            answer = client.put(f"/v1/tasks/tone?{how}", json={"folder": str(made[other])})
+            assert (answer.status_code, odd in answer.json()["detail"]) == (409, True), answer.text
+    assert client.get("/v1/tasks/tone").json() == before
+
+
 def test_every_file_of_an_adapter_folder_may_be_uploaded(
     client: TestClient, made: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -339,6 +349,32 @@ def test_the_open_inference_protocol(client: TestClient, made: dict[str, Path], 
         [p for w in wanted for p in w["probabilities"].values()], abs=1e-5
     )
     assert near([json.loads(text) for text in outputs["answer"]["data"]], wanted)
+
+
+def test_tensors_are_those_of_the_version_that_answers(
+    client: TestClient, folder: Path, made: dict[str, Path], tiny_bert: Path
+) -> None:
+    """One version answers a request, also one of another shape that was put on trial before that was refused."""
+    tone, topic = (alone(made[name], tiny_bert, TEXTS) for name in ("tone", "topic"))
+    first = client.get("/v1/tasks/tone").json()["version"]["id"]
+    trial = client.put("/v1/tasks/tone?share=1", json={"folder": str(made["better"])}).json()["trial"]["version"]["id"]
+    shutil.rmtree(folder / ".versions" / "tone" / trial)
+    second = version_id(shutil.copytree(made["topic"], folder / ".versions" / "tone" / version_id(made["topic"])))
+    (folder / ".versions" / "tone" / "trial.json").write_text(
+        json.dumps({"version": second, "share": 0.5, "shadow": False})
+    )
+    Folder(folder).changed()
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [3], "data": TEXTS}]}
+    seen: set[str] = set()
+    for path in ["infer"] * 30 + [f"versions/{first}/infer"] * 5:
+        answer = client.post(f"/v2/models/tone/{path}", json=body).json()
+        wanted = {first: tone, second: topic}[answer["model_version"]]
+        outputs = {output["name"]: output for output in answer["outputs"]}
+        assert outputs["probabilities"]["shape"] == [3, len(wanted[0]["probabilities"])]
+        assert near([json.loads(text) for text in outputs["answer"]["data"]], wanted)
+        assert path == "infer" or answer["model_version"] == first
+        seen.add(answer["model_version"])
+    assert seen == {first, second}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 
 from attentune.card import TaskCard
 from attentune.serving import bodies, document
@@ -107,16 +108,17 @@ def add(app: FastAPI, service: Service, predict_key: Callable[..., Key]) -> None
         task: str, request: Request, key: Annotated[Key, Depends(predict_key)], version: str | None = None
     ) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Answer N inputs by one task."""
-        served = service.visible(key, task)
-        _check_version(version, served.active.id)
+        _check_version(version, service.visible(key, task).active.id)
         body, blobs = _parts(await request.body(), request.headers.get(HEADER))
         inputs = _inputs(body, blobs)
-        found = await service.all([Wanted(task, value) for value in inputs], key)
+        # One version for the whole request: the shapes of its tensors are those of that version's task.
+        route = await run_in_threadpool(service.registry.route, task, bool(version))
+        found = await service.all([Wanted(task, value, route=route) for value in inputs], key)
         failed = next((line["error"] for line in found if "error" in line), None)
         if failed is not None:
             raise Refused(failed["status"], failed["detail"])
-        outputs = _outputs([line["answer"] for line in found], served.active.entry.card)
-        return _response(task, served.active.id, body, outputs)
+        outputs = _outputs([line["answer"] for line in found], route.version.entry.card)
+        return _response(task, route.version.id, body, outputs)
 
 
 def metadata(task: str, card: TaskCard, versions: Sequence[str]) -> ModelInfo:

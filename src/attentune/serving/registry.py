@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from attentune import store
@@ -20,6 +21,18 @@ from attentune.errors import AttentuneError, ConfigError, ConflictError, StoreEr
 from attentune.serving.bank import Bank, Held
 from attentune.serving.folder import Folder, check_name, version_id, writing
 from attentune.serving.versions import Served, Trial, Version, read
+from attentune.tasks import Task
+
+
+@dataclass(frozen=True)
+class Route:
+    """Who answers one ask."""
+
+    version: Version
+    held: Held
+    """Its row."""
+    unheard: Held | None
+    """The row of one that answers along, as a shadow."""
 
 
 class Registry:
@@ -46,8 +59,10 @@ class Registry:
             raise UnknownTaskError(f"there is no task {name!r}")
         return found
 
-    def route(self, name: str) -> tuple[Held, Held | None]:
+    def route(self, name: str, active: bool = False) -> Route:
         """The version that answers this ask, and the one that answers along unheard.
+
+        With `active` a version on trial for a share of the asks is not drawn.
 
         Raises:
             UnknownTaskError: there is no such task.
@@ -55,9 +70,10 @@ class Registry:
         """
         while True:
             served = self.task(name)
-            heard, unheard = self._chosen(served)
+            heard, unheard = self._chosen(served, active)
             try:
-                return self.bank.hold(heard.entry), None if unheard is None else self.bank.hold(unheard.entry)
+                held = self.bank.hold(heard.entry)
+                return Route(heard, held, None if unheard is None else self.bank.hold(unheard.entry))
             except StoreError:
                 # A version that was cold and has moved meanwhile, perhaps by another server that is not done yet.
                 with self._changing, self.folder.alone():
@@ -67,13 +83,14 @@ class Registry:
                     if self._tasks.get(name) == served and self._serves(served, heard, unheard):
                         raise
 
-    def _chosen(self, served: Served) -> tuple[Version, Version | None]:
+    def _chosen(self, served: Served, active: bool) -> tuple[Version, Version | None]:
         trial = served.trial
         if trial is None:
             return served.active, None
         if trial.shadow:
             return served.active, trial.version
-        return (trial.version if self._draw.random() < trial.share else served.active), None
+        drawn = not active and self._draw.random() < trial.share
+        return (trial.version if drawn else served.active), None
 
     def _serves(self, served: Served, *versions: Version | None) -> bool:
         there = (served.active, served.trial.version if served.trial else None)
@@ -123,8 +140,8 @@ class Registry:
         """Serve an adapter folder under a name: at once, or on trial for a share of the asks or as a shadow.
 
         `fill` writes the folder's files into an empty folder. The version that answers already stays as it is. Raises
-        what `fill` and `Bank.stage` raise, ConfigError for a name or share that cannot be, and StorageError when the
-        disk is full.
+        what `fill` and `Bank.stage` raise, ConfigError for a name or share that cannot be, ConflictError for a trial
+        beside another one or of another kind of task, and StorageError when the disk is full.
         """
         check_name(name)
         if share is not None and not 0 < share <= 1:
@@ -240,6 +257,7 @@ class Registry:
         served = self.task(name)
         if served.trial is not None:
             raise ConflictError(f"version {served.trial.version.id} of {name!r} is on trial already; end that first")
+        _check_alike(name, served.active.entry.card.task, version.entry.card.task)
         self._move(version, self.folder.version(name, version.id))
         self.folder.set_trial(name, {"version": version.id, "share": share, "shadow": shadow})
         served.earlier = [v for v in served.earlier if v.id != version.id]
@@ -292,6 +310,22 @@ class Registry:
         self.bank.remove(name)
         if served.trial is not None:
             self.bank.tiers.drop(served.trial.version.entry)
+
+
+def _check_alike(name: str, active: Task, tried: Task) -> None:
+    """ConflictError unless one may answer in the place of the other."""
+    if (active.kind, active.pair) != (tried.kind, tried.pair):
+        kinds = [f"{task.kind}{' of pairs' if task.pair else ''}" for task in (active, tried)]
+        raise ConflictError(
+            f"a version on trial answers the asks of {name!r}, which is {kinds[0]}, and the new version is {kinds[1]}; "
+            "put it without a trial, or under another name"
+        )
+    if active.labels != tried.labels:
+        odd = ", ".join(sorted(set(active.labels) ^ set(tried.labels))[:5]) or "their order"
+        raise ConflictError(
+            f"a version on trial has the labels of the one that answers as {name!r}, and the new version differs in "
+            f"{odd}; put it without a trial, or under another name"
+        )
 
 
 def _line(error: Exception) -> str:

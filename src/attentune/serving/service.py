@@ -16,7 +16,7 @@ from attentune.serving.keys import Key
 from attentune.serving.limits import Limits
 from attentune.serving.meters import Meters
 from attentune.serving.problems import Refused, describe
-from attentune.serving.registry import Registry
+from attentune.serving.registry import Registry, Route
 from attentune.serving.versions import Served
 from attentune.tasks import Answer
 
@@ -33,6 +33,8 @@ class Wanted:
     abstain_at: float | None = None
     coverage: float | None = None
     attention: bool = False
+    route: Route | None = None
+    """Who answers; None: it is drawn for this one alone."""
 
 
 class Service:
@@ -85,14 +87,14 @@ class Service:
         for i, one in enumerate(wanted):
             try:
                 self.visible(key, one.task)
-                held, shadow = self.registry.route(one.task)
+                route = one.route or self.registry.route(one.task)
             except AttentuneError as error:
                 failed[i] = error
                 continue
             places.append(i)
-            asks.append(Ask(held, one.input, one.abstain_at, one.coverage, one.attention))
-            if shadow is not None:
-                shadows.append((len(asks) - 1, Ask(shadow, one.input)))
+            asks.append(Ask(route.held, one.input, one.abstain_at, one.coverage, one.attention))
+            if route.unheard is not None:
+                shadows.append((len(asks) - 1, Ask(route.unheard, one.input)))
         return asks, places, shadows
 
     async def each(self, wanted: Sequence[Wanted], key: Key) -> AsyncIterator[dict[str, Any]]:
