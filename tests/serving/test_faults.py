@@ -191,6 +191,10 @@ CHANGES: dict[str, tuple[Callable[[Registry, dict[str, Path]], object], set[str]
     "replaced": (lambda registry, made: registry.put("tone", copy_of(made["third"])), {"new", "third"}),
     "back": (lambda registry, made: registry.roll_back("tone"), {"new", "old"}),
     "tried": (lambda registry, made: registry.put("tone", copy_of(made["third"]), 0.5), {"new"}),
+    "tried and put": (
+        lambda registry, made: [registry.put("tone", copy_of(made["third"]), share) for share in (0.5, None)],
+        {"new", "third"},
+    ),
     "removed": (lambda registry, made: registry.remove("tone"), {"new", ""}),
 }
 

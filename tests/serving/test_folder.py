@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from attentune.backbones import load_backbone
-from attentune.errors import StoreError, UnknownTaskError
+from attentune.errors import ConflictError, StoreError, UnknownTaskError
 from attentune.serving import Bank
 from attentune.serving.folder import Folder, copy_of
 from attentune.serving.registry import Registry
@@ -56,6 +56,25 @@ def test_what_one_does_the_other_knows(both: tuple[Registry, Registry], made: di
     assert known(here)["topic"] == known(there)["topic"] == (two, [], None)
     here.remove("tone")
     assert known(there).keys() == {"topic"}
+
+
+def test_a_version_that_is_put_again_lies_in_one_place(both: tuple[Registry, Registry], made: dict[str, Path]) -> None:
+    here, there = both
+
+    def others() -> list[str]:
+        return sorted(place.name for place in here.folder.others("tone"))
+
+    one = here.put("tone", copy_of(made["one"])).id
+    two = here.put("tone", copy_of(made["two"]), share=0.5).id
+    assert here.put("tone", copy_of(made["two"])).id == two
+    assert known(here) == known(there) == {"tone": (two, [one], None)}
+    assert others() == [one]
+    assert row(here) == row(there)
+    with pytest.raises(ConflictError, match="no version of 'tone' is on trial"):
+        here.end_trial("tone", promote=True)
+    here.put("tone", copy_of(made["one"]))
+    assert known(here) == known(there) == {"tone": (one, [two], None)}
+    assert others() == [two]
 
 
 def test_a_third_one_begins_with_all_of_it(

@@ -139,9 +139,10 @@ class Registry:
     def put(self, name: str, fill: Callable[[Path], None], share: float | None = None, shadow: bool = False) -> Version:
         """Serve an adapter folder under a name: at once, or on trial for a share of the asks or as a shadow.
 
-        `fill` writes the folder's files into an empty folder. The version that answers already stays as it is. Raises
-        what `fill` and `Bank.stage` raise, ConfigError for a name or share that cannot be, ConflictError for a trial
-        beside another one or of another kind of task, and StorageError when the disk is full.
+        `fill` writes the folder's files into an empty folder. The version that answers already stays as it is; the one
+        on trial answers from now on when it is put without a trial. Raises what `fill` and `Bank.stage` raise,
+        ConfigError for a name or share that cannot be, ConflictError for a trial beside another one or of another kind
+        of task, and StorageError when the disk is full.
         """
         check_name(name)
         if share is not None and not 0 < share <= 1:
@@ -170,6 +171,9 @@ class Registry:
                     return served.active
                 if share is not None or shadow:
                     self._try(name, version, share or 1.0, shadow)
+                elif served is not None and served.trial is not None and served.trial.version.id == version.id:
+                    self._discard(version)
+                    return self._promote(name, served.trial)
                 else:
                     self._activate(name, version)
         except Exception:
@@ -213,11 +217,10 @@ class Registry:
             trial = served.trial
             if trial is None:
                 raise ConflictError(f"no version of {name!r} is on trial")
-            served.trial = None
-            self.folder.set_trial(name, None)
             if promote:
-                self._activate(name, trial.version)
+                self._promote(name, trial)
             else:
+                self._forget_trial(name)
                 self._discard(trial.version)
 
     @contextmanager
@@ -263,6 +266,15 @@ class Registry:
         served.earlier = [v for v in served.earlier if v.id != version.id]
         served.trial = Trial(version, share, shadow)
 
+    def _promote(self, name: str, trial: Trial) -> Version:
+        self._forget_trial(name)
+        self._activate(name, trial.version)
+        return trial.version
+
+    def _forget_trial(self, name: str) -> None:
+        self.task(name).trial = None
+        self.folder.set_trial(name, None)
+
     def _activate(self, name: str, version: Version) -> None:
         served, place = self._tasks.get(name), self.folder.place(name)
         if served is None:
@@ -284,6 +296,7 @@ class Registry:
             raise
         self._move(old, self.folder.version(name, old.id))
         os.utime(old.entry.folder)  # The order of earlier versions is that of their ends.
+        shutil.rmtree(self.folder.version(name, version.id), ignore_errors=True)  # An earlier copy of what answers now.
         self.bank.publish(version.entry)
         self.bank.tiers.drop(old.entry)
         served.active = version
