@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attentune.errors import OverloadedError
+from attentune.errors import ConfigError, OverloadedError, UnsupportedError
 from attentune.serving.batcher import Batcher, Piece
 
 ASKS = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 300)), min_size=1, max_size=60)
@@ -95,6 +95,19 @@ def test_the_queue_takes_all_or_none() -> None:
     batcher.close()
     with pytest.raises(OverloadedError, match="shutting down"):
         batcher.put([piece("b", 9)])
+
+
+def test_what_the_queue_never_holds_is_not_asked_for_again() -> None:
+    batcher = Batcher(queue=3, wait=0)
+    with pytest.raises(UnsupportedError, match="4 sequences and the queue holds 3; ask for fewer at once"):
+        batcher.put([piece("a", 9)] * 4)
+    assert len(batcher) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"rows": 0}, {"rows": -3}, {"queue": 0}])
+def test_a_batcher_that_gives_nothing_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="a batch has 1 row at least"):
+        Batcher(**wrong)
 
 
 def test_withdrawn_sequences_are_not_run() -> None:

@@ -4,6 +4,7 @@ import inspect
 import io
 import json
 import shutil
+import socket
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,15 +17,17 @@ from test_predict import near
 
 import attentune
 from attentune.backbones import load_backbone
+from attentune.cli import main
 from attentune.cli.serve import serve_command
-from attentune.serving import keys
+from attentune.errors import ConfigError
+from attentune.serving import Ask, keys
 from attentune.serving.folder import Folder, version_id
 from attentune.serving.keys import Keys
 from attentune.serving.launch import application
 from attentune.serving.limits import Limits
 from attentune.store import FILES
 from serving.kit import adapter
-from serving.process import tar_of
+from serving.process import tar_of, until
 
 TEXTS = ["good film", "bad rain the plot is not good", "sun"]
 
@@ -208,7 +211,7 @@ def test_trials(client: TestClient, made: dict[str, Path], tiny_bert: Path) -> N
     body = {"folder": str(made["better"])}
     assert client.put("/v1/tasks/tone?shadow=true", json=body).json()["trial"]["shadow"]
     assert near(predicted(client, "tone"), old)
-    assert 'attentune_shadow_answers_total{agrees="' in client.get("/metrics").text
+    until(lambda: 'attentune_shadow_answers_total{agrees="' in client.get("/metrics").text, 20)
     assert client.post("/v1/tasks/tone/trial", json={"promote": False}).json()["trial"] is None
     assert client.put("/v1/tasks/tone?share=1", json=body).json()["trial"]["share"] == 1
     assert near(predicted(client, "tone"), new)
@@ -316,9 +319,70 @@ def test_limits(tiny_bert: Path, folder: Path) -> None:
 
         assert client.post("/v1/predict", content=chunks()).status_code == 413
         flood = client.post("/v1/predict", json={"items": [{"task": ["tone"] * 5, "input": "sun"}]})
-        assert flood.status_code == 503
-        assert flood.headers["retry-after"] == "1"
+        assert (flood.status_code, "retry-after" in flood.headers) == (422, False)
+        assert "are 5 sequences and the queue holds 2" in flood.json()["detail"]
         assert client.post("/v1/predict", json={"items": [{"task": "tone", "input": "sun"}]}).status_code == 200
+
+
+def test_a_full_queue_asks_to_come_back(tiny_bert: Path, folder: Path) -> None:
+    with client_of(tiny_bert, folder, max_queue=2, max_wait_ms=60_000) as client:
+        service = client.app.state.service  # pyright: ignore[reportAttributeAccessIssue]
+        (held,) = service.engine.submit([Ask("tone", "sun")])
+        full = client.post("/v1/predict", json={"items": [{"task": ["tone"] * 2, "input": "sun"}]})
+        assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+        held.cancel()
+
+
+def test_a_shadow_without_room_costs_no_answer(tiny_bert: Path, folder: Path, made: dict[str, Path]) -> None:
+    with client_of(tiny_bert, folder, max_queue=2) as client:
+        client.put("/v1/tasks/tone?shadow=true", json={"folder": str(made["better"])})
+        asked = client.post("/v1/predict", json={"items": [{"task": ["tone"] * 2, "input": "sun"}]})
+        assert [list(a) for a in asked.json()["answers"]] == [["task", "answer"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ({"max_batch_rows": 0}, "max_batch_rows is 1 at least, found 0"),
+        ({"max_queue": -1}, "max_queue is 1 at least, found -1"),
+        ({"max_wait_ms": float("nan")}, "max_wait_ms is a finite number, 0 at least, found nan"),
+        ({"request_timeout_s": 0.0}, "request_timeout_s is a finite number above 0"),
+    ],
+)
+def test_limits_that_cannot_be_meant(limit: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Limits(**limit)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def refused_start(capsys: pytest.CaptureFixture[str], *arguments: Any) -> list[str]:
+    """The lines on stderr of a server that does not start."""
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", *map(str, arguments)])
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (2, "")
+    return told.err.splitlines()
+
+
+def test_a_server_that_cannot_listen_says_no_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused_start(capsys, tmp_path, "--port", 99999)
+    assert line == "attentune: a port is a number from 1 to 65535, found 99999"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        (line,) = refused_start(capsys, tmp_path, "--port", taken.getsockname()[1])
+    assert "nobody can listen on 127.0.0.1:" in line
+    (line,) = refused_start(capsys, tmp_path, "--max-batch-rows", 0)
+    assert line == "attentune: max_batch_rows is 1 at least, found 0"
+
+
+def test_a_folder_that_is_new_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--port", free_port(), "--backbone", tmp_path / "nothing")
+    assert len(refused_start(capsys, tmp_path, *options)) == 1
+    new, _ = refused_start(capsys, tmp_path / "typo", *options)
+    assert new == f"{tmp_path / 'typo'} is new: it is made, and holds no task yet"
 
 
 def test_metrics_and_health(client: TestClient) -> None:

@@ -70,7 +70,7 @@ def serve_command(
     """
     try:
         from attentune.serving.keys import Keys
-        from attentune.serving.launch import application, run
+        from attentune.serving.launch import application, check_free, run
     except ImportError as error:
         raise ConfigError(f"serving needs more packages: pip install 'attentune[serve]' ({error})") from error
     from attentune.serving.limits import Limits
@@ -101,6 +101,10 @@ def serve_command(
         "warm_bytes": warm_bytes,
     }
     page = _playground(playground, ray)
+    if scale is None:
+        check_free(host, port)
+    if not folder.exists():
+        show.progress(f"{folder} is new: it is made, and holds no task yet")
     tell = partial(_tell, f"http://{host}:{port}", page, json)
     if scale is not None:
         from attentune.serving.scale import running

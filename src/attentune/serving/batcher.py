@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from attentune.errors import OverloadedError
+from attentune.errors import ConfigError, OverloadedError, UnsupportedError
 from attentune.serving.bank import Held
 from attentune.tasks.task import Inputs, Logits
 
@@ -46,9 +46,14 @@ class Batcher:
     The tasks take turns in leading a batch with their oldest sequence; sequences of its bucket fill it up, one a task
     in turn, to at most `rows` and `tokens` (rows times the longest). So a task that floods the queue delays the others
     by a batch, not by its flood. A batch that is not full waits for company until its oldest has waited `wait` seconds.
+
+    Raises:
+        ConfigError: a batch without rows, or a queue without places.
     """
 
     def __init__(self, tokens: int = 8192, rows: int = 64, wait: float = 0.002, queue: int = 4096) -> None:
+        if rows < 1 or queue < 1:
+            raise ConfigError(f"a batch has 1 row at least, and the queue 1 place; found rows={rows}, queue={queue}")
         self.tokens, self.rows, self.wait, self.queue = tokens, rows, wait, queue
         self._turns: OrderedDict[str, None] = OrderedDict()
         self._buckets: dict[int, OrderedDict[str, deque[Piece]]] = {}
@@ -64,8 +69,14 @@ class Batcher:
         """Queue sequences, all or none.
 
         Raises:
+            UnsupportedError: they are more than the queue ever holds.
             OverloadedError: the queue is full, or closed.
         """
+        if len(pieces) > self.queue:
+            raise UnsupportedError(
+                f"the texts of the request are {len(pieces)} sequences and the queue holds {self.queue}; ask for fewer "
+                "at once"
+            )
         with self._changed:
             if self._closed:
                 raise OverloadedError("the engine is shutting down")

@@ -99,6 +99,7 @@ class Engine:
 
         Raises:
             OverloadedError: the queue has no room for all of them; none is queued.
+            UnsupportedError: it never has; none is queued.
         """
         futures = [Future[Answer]() for _ in asks]
         waiting = list(self._encode(asks, futures))

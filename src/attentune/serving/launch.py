@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from watchfiles import awatch
 
 from attentune.backbones import load_tokenizer
+from attentune.errors import ConfigError
 from attentune.serving.bank import Bank
 from attentune.serving.batcher import Batcher
 from attentune.serving.engine import Engine
@@ -55,6 +57,17 @@ def application(
 def run(app: FastAPI, host: str, port: int, grace: float = 30.0) -> None:
     """Serve until the process is told to end; then finish what was accepted, for `grace` seconds at most."""
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=int(grace))
+
+
+def check_free(host: str, port: int) -> None:
+    """ConfigError where nobody can listen."""
+    if not 0 < port < 2**16:
+        raise ConfigError(f"a port is a number from 1 to {2**16 - 1}, found {port}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ConfigError(f"nobody can listen on {host}:{port}: {error.strerror}") from error
 
 
 def _watching(inner: Any, registry: Registry, report: Callable[[str], None]) -> Any:

@@ -39,7 +39,9 @@ class Registry:
     """All tasks of a folder, in a bank."""
 
     def __init__(self, bank: Bank, folder: str | Path, keep: int = 5) -> None:
-        """`keep` is how many earlier versions of a task stay on disk."""
+        """`keep` is how many earlier versions of a task stay on disk, ConfigError below 0."""
+        if keep < 0:
+            raise ConfigError(f"earlier versions that are kept are 0 at least, found {keep}")
         self.bank, self.folder, self.keep = bank, Folder(folder), keep
         self._tasks: dict[str, Served] = {}
         self._stamps: dict[str, Hashable] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from attentune.cluster import join
 from attentune.errors import ConfigError
 from attentune.serving.folder import Folder
+from attentune.serving.launch import check_free
 from attentune.serving.limits import Limits
 
 NAME = "attentune"
@@ -72,7 +72,7 @@ def running(
     except ImportError as error:
         raise ConfigError(f"serving on a cluster needs Ray Serve: pip install 'attentune[ray]' ({error})") from error
     if scale.address == "local":
-        _check_free(host, port)
+        check_free(host, port)  # Ray Serve would try again and again.
     ray, fresh = join(scale.address, num_cpus=max(os.cpu_count() or 1, round(scale.most * scale.cpus)))
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     try:
@@ -118,15 +118,6 @@ def _application(folder: Path, scale: Scale, gpus: int, limits: Limits, options:
         ray_actor_options={"num_cpus": 0},
     )
     return gateways.bind(replicas.bind(folder, limits=limits, **options), limits)
-
-
-def _check_free(host: str, port: int) -> None:
-    """Ray Serve would try again and again."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        raise ConfigError(f"nobody can listen on {host}:{port}: {error.strerror}") from error
 
 
 def _reason(error: Exception) -> str:

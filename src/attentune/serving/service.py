@@ -64,8 +64,8 @@ class Service:
             )
         failed: dict[int, Exception] = {}
         asks, places, shadows = await run_in_threadpool(self._route, wanted, key, failed)
-        futures = await run_in_threadpool(self.engine.submit, [*asks, *(ask for _, ask in shadows)])
-        for (heard, _), unheard in zip(shadows, futures[len(asks) :], strict=True):
+        futures = await run_in_threadpool(self._queue, asks, [ask for _, ask in shadows])
+        for (heard, _), unheard in zip(shadows, futures[len(asks) :], strict=False):
             self._compare(wanted[places[heard]].task, futures[heard], unheard)
         found: dict[int, asyncio.Future[Answer]] = {
             i: asyncio.wrap_future(future) for i, future in zip(places, futures, strict=False)
@@ -76,6 +76,15 @@ class Service:
         for i, future in found.items():
             future.add_done_callback(lambda done, task=wanted[i].task: self._count(task, done))
         return [found[i] for i in range(len(wanted))]
+
+    def _queue(self, asks: list[Ask], shadows: list[Ask]) -> list[Future[Answer]]:
+        """Futures of the asks, then of their shadows, unless there is room for the asks alone."""
+        try:
+            return self.engine.submit([*asks, *shadows])
+        except AttentuneError:
+            if not shadows:
+                raise
+            return self.engine.submit(asks)  # Who answers unheard must not cost an answer.
 
     def _route(
         self, wanted: Sequence[Wanted], key: Key, failed: dict[int, Exception]
