@@ -128,7 +128,7 @@ def test_a_damaged_folder_stands_alone(
         # Another server has changed something: every request reads the folder again.
         Folder(folder).changed()
         assert "answer" in client.post("/v1/predict", json=ASK).json()["answers"][0]
-        registry = client.app.state.service.registry  # pyright: ignore[reportAttributeAccessIssue]
+        registry = client.app.state.service.registry  # pyright: ignore[reportFunctionMemberAccess]
         registry.scan(told.append)
         assert len(told) == 1
         shutil.rmtree(folder / "bad")

@@ -326,7 +326,7 @@ def test_limits(tiny_bert: Path, folder: Path) -> None:
 
 def test_a_full_queue_asks_to_come_back(tiny_bert: Path, folder: Path) -> None:
     with client_of(tiny_bert, folder, max_queue=2, max_wait_ms=60_000) as client:
-        service = client.app.state.service  # pyright: ignore[reportAttributeAccessIssue]
+        service = client.app.state.service  # pyright: ignore[reportFunctionMemberAccess]
         (held,) = service.engine.submit([Ask("tone", "sun")])
         full = client.post("/v1/predict", json={"items": [{"task": ["tone"] * 2, "input": "sun"}]})
         assert (full.status_code, full.headers["retry-after"]) == (503, "1")
@@ -376,6 +376,37 @@ def test_a_server_that_cannot_listen_says_no_address(tmp_path: Path, capsys: pyt
     assert "nobody can listen on 127.0.0.1:" in line
     (line,) = refused_start(capsys, tmp_path, "--max-batch-rows", 0)
     assert line == "attentune: max_batch_rows is 1 at least, found 0"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"keys": ["x3Secret"]}', "a key is an object with a name"),
+        ('{"keys": [%s]}', "a key is an object with a name"),
+        ('{"keys": {"shop": []}}', "a key is an object with a name"),
+        ('{"keys": null}', 'wanted is {"keys": [...]}'),
+        ("[]", 'wanted is {"keys": [...]}'),
+        ("{}", 'wanted is {"keys": [...]}'),
+        ("[" * 100_000, 'wanted is {"keys": [...]}'),
+        ("{", "Expecting property name"),
+        ("\udcff", "can't decode byte"),
+    ],
+)
+def test_a_file_that_holds_no_keys(
+    content: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {"name": "shop", "sha256": "0" * 64, "scopes": ["predict"], "tasks": None}
+    changes: list[dict[str, Any]] = [{"scopes": "admin"}, {"scopes": ["all"]}, {"scopes": [["predict"]]}]
+    changes += [{"tasks": "intent"}, {"tasks": [1]}, {"sha256": "00"}, {"sha256": 7}, {"name": None}]
+    file = tmp_path / "keys.json"
+    for change in changes if "%s" in content else [{}]:
+        file.write_bytes(content.replace("%s", json.dumps(good | change)).encode(errors="surrogateescape"))
+        (line,) = refused_start(capsys, tmp_path, "--keys", file)
+        assert line.startswith(f"attentune: {file} is no file of keys: ")
+        assert reason in line
+        assert "x3Secret" not in line
+    file.write_text(json.dumps({"keys": [good, {**good, "tasks": ["intent"]}]}))
+    assert [key.tasks for key in Keys.read(file).keys or ()] == [None, ("intent",)]
 
 
 def test_a_folder_that_is_new_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

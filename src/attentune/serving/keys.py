@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from attentune.errors import ConfigError, StoreError
 
 SCOPES = ("predict", "admin")
+HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Keys:
         """A keys file, or StoreError."""
         try:
             return cls([_key(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["keys"]])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, RecursionError) as error:
+            raise StoreError(f'{path} is no file of keys: wanted is {{"keys": [...]}}') from error
+        except (OSError, ValueError) as error:
             raise StoreError(f"{path} is no file of keys: {error}") from error
 
     def find(self, given: str | None) -> Key | None:
@@ -85,9 +89,22 @@ def add(path: Path, name: str, scopes: Sequence[str], tasks: Sequence[str] | Non
     return secret
 
 
-def _key(entry: dict[str, Any]) -> Key:
-    tasks = entry.get("tasks")
-    return Key(entry["name"], entry["sha256"], tuple(entry["scopes"]), None if tasks is None else tuple(tasks))
+def _key(entry: Any) -> Key:
+    """An entry of a file of keys; ValueError, which does not show it, where it is none."""
+    known: dict[Any, Any] = entry if isinstance(entry, dict) else {}
+    fields: list[Any] = [known.get(field) for field in ("name", "sha256", "scopes", "tasks")]
+    name, sha256, scopes, tasks = fields
+    texts = isinstance(name, str) and isinstance(sha256, str) and HASH.fullmatch(sha256)
+    if not texts or not _names(scopes) or not set(scopes) <= set(SCOPES) or not (tasks is None or _names(tasks)):
+        raise ValueError(
+            f"a key is an object with a name, the sha256 of the key, scopes (a list of {', '.join(SCOPES)}) and tasks "
+            "(a list, or null for all), as `attentune keys` writes it"
+        )
+    return Key(name, sha256, tuple(scopes), None if tasks is None else tuple(tasks))
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in cast("list[Any]", value))
 
 
 def _digest(secret: str) -> str:
