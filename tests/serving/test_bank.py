@@ -1,7 +1,9 @@
 """The bank: each row's answer is that of its adapter alone, whatever the neighbours, the shelf and the tier."""
 
+import gc
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from attentune import TaskModel
 from attentune.backbones import load_backbone
 from attentune.errors import ConfigError, StoreError, UnknownTaskError
 from attentune.serving import Bank
+from attentune.serving.tiers import Tiers
 from attentune.store import CARD
 from attentune.tasks.verbalise import Cloze
 from serving.kit import adapter
@@ -139,6 +142,66 @@ def test_sources_that_tasks_share_are_kept_once(bert: Any, tmp_path: Path) -> No
     assert shelves[0] is shelves[1]
     assert shelves[2] is not shelves[0]
     assert not any(part.key == "source_prompts" for part in shelves[0].parts)
+
+
+def test_shelves_go_with_their_last_task(bert: Any, tmp_path: Path) -> None:
+    """And not before: a batch that was begun ends with what it began with."""
+    bank = Bank(bert)
+    inputs = batch("bert", (9, 12))
+    options: dict[str, Any] = {"length": 3, "sources": 2, "bottleneck": 5}
+
+    def added(seed: int) -> None:
+        bank.add("x", adapter(backbone("bert"), tmp_path / f"t{seed}", "attempt", seed=seed, **options))
+
+    def shelves() -> int:
+        gc.collect()
+        bank(adapter_names=[BASE, BASE], **inputs)
+        return len(bank.model.peft_config)
+
+    added(0)
+    bank.add("y", adapter(backbone("bert"), tmp_path / "y"))
+    first = logits_of(bank, ["x", "y"], inputs)
+    held = bank.hold("x")
+    for seed in (1, 2, 3):
+        added(seed)
+    assert not logits_of(bank, ["x", "y"], inputs).allclose(first)
+    assert logits_of(bank, [held, "y"], inputs).equal(first)
+    assert shelves() == 3
+    del held
+    assert shelves() == 2
+    bank.remove("x")
+    assert shelves() == 1
+    poisoned = adapter(backbone("bert"), tmp_path / "poisoned", "kernel_mix", v_rank=2)
+    _poison(poisoned)
+    with pytest.raises(StoreError, match="not finite"):
+        bank.add("x", poisoned)
+    bank.remove("y")
+    assert shelves() == 0
+    bank.add("x", tmp_path / "t0")
+    bank.add("y", tmp_path / "y")
+    assert logits_of(bank, ["x", "y"], inputs).equal(first)
+
+
+def test_a_row_that_is_dropped_while_it_is_read_stays_away() -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def read(key: Any) -> torch.Tensor:
+        reading.set()
+        assert go_on.wait(30)
+        return torch.ones(4)
+
+    tiers = Tiers(read, torch.device("cpu"))
+    found: list[torch.Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(tiers.get("x")))
+    thread.start()
+    assert reading.wait(30)
+    tiers.drop("x")
+    go_on.set()
+    thread.join()
+    assert found[0].equal(torch.ones(4))
+    assert (dict(tiers.warm.rows), tiers.warm.bytes) == ({}, 0)
+    tiers.get("x")
+    assert list(tiers.warm.rows) == ["x"]
 
 
 def test_cold_tasks_are_read_again_and_pinned_ones_stay(bert: Any, tmp_path: Path) -> None:

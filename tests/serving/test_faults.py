@@ -119,7 +119,8 @@ def test_a_damaged_folder_stands_alone(
 ) -> None:
     DAMAGES[damage](shutil.copytree(made["new"], folder / "bad"))
     told: list[str] = []
-    with TestClient(application(folder, str(tiny_bert), report=told.append), raise_server_exceptions=False) as client:
+    app = application(folder, str(tiny_bert), report=told.append)
+    with TestClient(app, raise_server_exceptions=False) as client:
         assert [line.split(":")[0] for line in told] == ["bad"]
         assert "\n" not in told[0]
         refused = client.put("/v1/tasks/tone", content=tar_of(folder / "bad"))
@@ -128,7 +129,7 @@ def test_a_damaged_folder_stands_alone(
         # Another server has changed something: every request reads the folder again.
         Folder(folder).changed()
         assert "answer" in client.post("/v1/predict", json=ASK).json()["answers"][0]
-        registry = client.app.state.service.registry  # pyright: ignore[reportFunctionMemberAccess]
+        registry = app.state.service.registry
         registry.scan(told.append)
         assert len(told) == 1
         shutil.rmtree(folder / "bad")

@@ -325,9 +325,9 @@ def test_limits(tiny_bert: Path, folder: Path) -> None:
 
 
 def test_a_full_queue_asks_to_come_back(tiny_bert: Path, folder: Path) -> None:
-    with client_of(tiny_bert, folder, max_queue=2, max_wait_ms=60_000) as client:
-        service = client.app.state.service  # pyright: ignore[reportFunctionMemberAccess]
-        (held,) = service.engine.submit([Ask("tone", "sun")])
+    app = application(folder, str(tiny_bert), limits=Limits(max_queue=2, max_wait_ms=60_000))
+    with TestClient(app) as client:
+        (held,) = app.state.service.engine.submit([Ask("tone", "sun")])
         full = client.post("/v1/predict", json={"items": [{"task": ["tone"] * 2, "input": "sun"}]})
         assert (full.status_code, full.headers["retry-after"]) == (503, "1")
         held.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections import defaultdict
@@ -10,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 from peft import PeftConfig
@@ -96,7 +98,9 @@ class Bank:
             quantised.quantise(self.model.backbone, quantise)
         self.tiers = Tiers(self._read, self.model.device, hot_bytes, warm_bytes)
         self._tasks: dict[str, Entry] = {}
-        self._shelves: dict[tuple[str, str, str], Shelf] = {}
+        # A shelf lives as long as an entry that stands on it, which a batch in flight holds, too.
+        self._shelves: WeakValueDictionary[tuple[str, str, str], Shelf] = WeakValueDictionary()
+        self._numbers = itertools.count()
         self._interned: dict[Any, Any] = {}
         # One forward at a time: a batch in flight lives on the model. Installing a shelf's hooks waits for it, too.
         self._running = threading.RLock()
@@ -225,6 +229,7 @@ class Bank:
         held = [n if isinstance(n, Held) else fetched.get(n) for n in adapter_names]
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         with self._running, torch.inference_mode():
+            self._clear()
             states = self._states(held, {key: value.to(self.model.device) for key, value in given.items()})
             output = assemble(list(_answers(held, states)), states)
             if prompt_attention:
@@ -274,9 +279,17 @@ class Bank:
         shared = frozen_tensors(config, tensors)
         key = (type(config).__name__, config.key(), digest(shared))
         with self._running:
-            if key not in self._shelves:
-                self._shelves[key] = Shelf(self.model, f"shelf{len(self._shelves)}", config, shared)
-            return self._shelves[key]
+            self._clear()
+            shelf = self._shelves.get(key)
+            if shelf is None:
+                shelf = self._shelves[key] = Shelf(self.model, f"shelf{next(self._numbers)}", config, shared)
+            return shelf
+
+    def _clear(self) -> None:
+        """Take off the model what stood for shelves that are gone; no batch may be running."""
+        there = {shelf.name for shelf in self._shelves.values()}
+        for name in getattr(self.model, "peft_config", {}).keys() - there:
+            self.model.delete_adapter(name)
 
     def _intern(self, card: TaskCard) -> TaskCard:
         """The card, sharing what it has in common with other tasks' cards."""

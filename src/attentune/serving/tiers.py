@@ -64,6 +64,8 @@ class Tiers:
         self.pinned: set[Hashable] = set()
         self.hits: Counter[str] = Counter()
         """Requests by the tier that answered: hot, warm, cold (on a CPU: warm, cold)."""
+        self._drops = 0
+        """How many tasks have gone: a row that was fetched while one went may be that one's, and is not kept."""
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> Tensor:
@@ -74,23 +76,27 @@ class Tiers:
                 return row
             row = self.warm.get(key)
             self.hits["cold" if row is None else "warm"] += 1
+            drops = self._drops
         fresh = row is None
         if row is None:
             row = self.read(key)
-        return self._keep(key, row, fresh)
+        on_device = row.to(self.device)
+        with self._lock:
+            if drops == self._drops:
+                self._keep(key, row if fresh else None, on_device)
+        return on_device
 
     def put(self, key: Hashable, row: Tensor) -> None:
         """A row that was read already."""
-        self._keep(key, row, fresh=True)
-
-    def _keep(self, key: Hashable, row: Tensor, fresh: bool) -> Tensor:
         on_device = row.to(self.device)
         with self._lock:
-            if fresh:
-                self.warm.put(key, row, self.pinned)
-            if self.hot is not self.warm:
-                self.hot.put(key, on_device, self.pinned)
-        return on_device
+            self._keep(key, row, on_device)
+
+    def _keep(self, key: Hashable, fresh: Tensor | None, on_device: Tensor) -> None:
+        if fresh is not None:
+            self.warm.put(key, fresh, self.pinned)
+        if self.hot is not self.warm:
+            self.hot.put(key, on_device, self.pinned)
 
     def pin(self, key: Hashable, pinned: bool = True) -> None:
         """A pinned row stays, whatever the limits say."""
@@ -100,6 +106,7 @@ class Tiers:
     def drop(self, key: Hashable) -> None:
         """The task is gone."""
         with self._lock:
+            self._drops += 1
             self.pinned.discard(key)
             self.warm.drop(key)
             self.hot.drop(key)

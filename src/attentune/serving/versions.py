@@ -48,7 +48,7 @@ def read(name: str, folder: Folder, bank: Bank, old: Served | None = None) -> Se
     Raises what `Bank.stage` raises of the version that answers; another one that cannot be served is left out.
     """
     known = {version.id: version for version in old.versions} if old else {}
-    active, trial = _version(name, folder.place(name), bank, known), folder.trial(name)
+    trial, active = folder.trial(name), _version(name, folder.place(name), bank, known)
     served = Served(active)
     for place in folder.others(name):
         if place.name == active.id:
