@@ -49,6 +49,11 @@ def test_rates_are_chosen_on_validation_and_runs_never_repeated(sets: Path, tiny
         for line in task.lines:
             assert line.score.low <= line.score.value <= line.score.high
             assert (line.against is None) == (line.contender == task.reference)
+        # The probe has one run, which is the same with every seed: it is beside both of the other.
+        assert {line.contender: line.seeds for line in task.lines} == {"pasta": 2, "probe": 1}
+        one, other = task.lines
+        found = task.pairs[one.contender][other.contender]
+        assert found.value == pytest.approx(one.score.value - other.score.value)
 
 
 def test_the_schedule_waits_for_the_rates_and_for_the_time(sets: Path, tiny_bert: Path) -> None:

@@ -121,6 +121,11 @@ def summarise(folder: str | Path) -> Summary:
 
 def _task(cell: Cell, counted: dict[str, Counted], curves: Sequence[Curve]) -> TaskSummary:
     rows = {name: [_rows(folds) for folds in seeds] for name, seeds in counted.items()}
+    most = max(map(len, rows.values()))
+    # What no seed decides gives the same with every one.
+    rows |= {
+        name: rows[name] * most for name, seeds in counted.items() if seeds[0][0]["attentune"]["key"]["rate"] is None
+    }
     first = next(iter(counted.values()))[0][0]["attentune"]
     form = first["rows"]["form"]
     drawn = {name: bootstrap(form, runs) for name, runs in rows.items()}
