@@ -1,6 +1,8 @@
 """Names, fingerprints, and the copy of minilm that must be the original's."""
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +58,35 @@ def test_unknown_backbones(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"backbone '.*none'") as caught:
             load(str(tmp_path / "none"))
         assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_are_one_sentence(tiny_bert: Path, tmp_path: Path) -> None:
+    for damage, match in (
+        ({"model.safetensors": b"xx"}, "the files of backbone .* are damaged: Error while"),
+        ({"config.json": {"hidden_size": 64}}, "are damaged: its weights are not of the sizes that its config names"),
+        ({"config.json": {"hidden_size": "x"}}, "are damaged: Validation error"),
+        ({"config.json": b"{"}, "is not a valid JSON file"),
+    ):
+        copy = shutil.copytree(tiny_bert, tmp_path / "copy", dirs_exist_ok=True)
+        for name, content in damage.items():
+            if isinstance(content, dict):
+                content = json.dumps({**json.loads((copy / name).read_text()), **content}).encode()
+            (copy / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=match) as caught:
+            load_backbone(str(copy))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_vocabulary_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_bert, tmp_path / "copy", ignore=shutil.ignore_patterns("*token*", "vocab*"))
+    load_backbone(str(copy))
+    with pytest.raises(ConfigError, match="its files hold no vocabulary"):
+        load_tokenizer(str(copy))
+    for kind in ("roberta", "gpt2", "t5"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(ConfigError, match="its files hold no vocabulary"):
+            load_tokenizer(str(tmp_path / kind))
 
 
 def test_loading(tiny_bert: Path) -> None:

@@ -88,7 +88,7 @@ def load_backbone(
     while training, by default the backbone's own.
 
     Raises:
-        ConfigError: there is no such backbone.
+        ConfigError: there is no such backbone, or its files are damaged.
         UnsupportedError: it is asked to write, and is an encoder alone; its attention has no dropout of its own (T5).
     """
     where = resolve(name)
@@ -107,6 +107,10 @@ def load_backbone(
         raise ConfigError(
             f"no backbone {name!r}: wanted minilm, a folder or a hub id ({_first_line(error)})"
         ) from error
+    except Exception as error:  # of safetensors, pickle and config readers: types of their own
+        sizes = "ignore_mismatched_sizes" in str(error)
+        reason = "its weights are not of the sizes that its config names" if sizes else _first_line(error)
+        raise ConfigError(f"the files of backbone {name!r} are damaged: {reason}") from error
     return cast("PreTrainedModel", model.eval())
 
 
@@ -137,11 +141,18 @@ def load_tokenizer(name: str, model: PreTrainedModel | None = None) -> PreTraine
     """The tokenizer of a backbone; one without a padding token pads with its end token.
 
     It makes no inputs that `model` does not know (token types for a model without any, say).
+
+    Raises:
+        ConfigError: there is none, or none with a vocabulary.
     """
     try:
         tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(resolve(name)))
     except (OSError, ValueError) as error:
         raise ConfigError(f"no tokenizer for backbone {name!r} ({_first_line(error)})") from error
+    # Where the files of a vocabulary are missing transformers makes a tokenizer of special tokens alone (and perhaps of
+    # the mark of a word's begin): every word would be unknown.
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
+        raise ConfigError(f"no tokenizer for backbone {name!r}: its files hold no vocabulary (tokenizer.json, say)")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model is not None:
