@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,7 @@ def test_merge(tone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     found = torch.softmax((states.mean(1) @ head["weight"].T + head["bias"]) / temperature, -1)[0].tolist()
     assert dict(zip(("neg", "pos"), found, strict=True)) == pytest.approx(wanted, abs=1e-5)
     assert json.loads((tmp_path / "merged" / "task.json").read_text())["pooling"] == "mean"
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
     assert run("merge", tone, "--output", tmp_path / "merged") == 2
     assert "exists; name a new folder" in capsys.readouterr().err
 
@@ -221,6 +223,20 @@ def test_merge_refuses_what_is_no_part_of_a_weight(
 ) -> None:
     assert run("merge", pairs, "--output", tmp_path / "merged") == 2
     assert "pasta has no merged form" in capsys.readouterr().err
+
+
+def test_a_merge_that_dies_leaves_nothing_in_its_place(
+    tone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*paths: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copy", full)
+        assert run("merge", tone, "--output", tmp_path / "merged") == 2
+    assert not (tmp_path / "merged").exists()
+    assert run("merge", tone, "--output", tmp_path / "merged") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
 @pytest.mark.parametrize(

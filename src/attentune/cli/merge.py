@@ -6,6 +6,7 @@ head.safetensors                                    the task's head: `weight` [C
 task.json                                           labels, pooling and the rest of the task card
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -39,7 +40,7 @@ def merge_command(
 
 
 def merge(folder: str | Path, output: str | Path, backbone: str | None = None) -> Path:
-    """Write the merged model of an adapter folder.
+    """Write the merged model of an adapter folder, whole or not at all.
 
     Raises:
         UnsupportedError: the method has no merged form.
@@ -61,7 +62,7 @@ def merge(folder: str | Path, output: str | Path, backbone: str | None = None) -
         raise UnsupportedError(f"{method.name} has no merged form, its edits are no part of any weight; {able} has one")
     if "template" in stored.card.task.to_card():
         raise UnsupportedError("an adapter with words for its classes has no head of its own to write beside the model")
-    target = Path(output).expanduser()
+    target = Path(output).expanduser().absolute()
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise StoreError(f"{output} exists; name a new folder")
     base, tokenizer = load_fitting({stored.card.name: stored}, backbone)
@@ -74,9 +75,13 @@ def merge(folder: str | Path, output: str | Path, backbone: str | None = None) -
         for key, value in head.tensors("default").items()
     }
     merged = cast("Any", model).merge_and_unload()
-    (merged if writes else merged.backbone).save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    (merged if writes else merged.backbone).save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
     if tensors:
-        save_file(tensors, target / HEAD)
-    shutil.copy(stored.folder / store.CARD, target / store.CARD)
+        save_file(tensors, fresh / HEAD)
+    shutil.copy(stored.folder / store.CARD, fresh / store.CARD)
+    os.replace(fresh, target)
     return target
