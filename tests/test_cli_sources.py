@@ -1,6 +1,7 @@
 """`attentune sources ...` and training on sources, as a user types it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def test_list_add_and_remove(library: Path, tiny_bert: Path, capsys: pytest.Capt
     assert (card["length"], card["width"], card["backbone"]["id"]) == (8, 32, str(tiny_bert))
     assert read_json(capsys, "sources", "remove", "x", "--library", library) == {"removed": "x"}
     assert not (library / "x.safetensors").exists()
+
+
+def test_a_damaged_card_is_one_line(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(library, tmp_path / "copy")
+    card = next(copy.glob("*.json"))
+    for content in (b"\xff\xfe{", b"[" * 100_000, b'{"format": 1, "backbone": "x"}'):
+        card.write_bytes(content)
+        assert run("sources", "list", "--library", copy) == 2
+        shown = capsys.readouterr().err
+        assert "is no card of a source prompt" in shown
+        assert shown.count("\n") == 1
 
 
 def test_sources_of_an_adapter_change(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
 import attentune
 from attentune import store
@@ -26,6 +28,9 @@ CARD = TaskCard(
 )
 
 
+CONFIG = {"peft_type": "ATTENTUNE_PASTA", "head": {"kind": "sequence", "num_labels": 2}}
+
+
 class FakeModel:
     """Writes what a PeftModel writes; may die in between."""
 
@@ -33,13 +38,16 @@ class FakeModel:
         self.weights, self.dies = weights, dies
 
     def save_pretrained(self, save_directory: str, **options: Any) -> None:
-        (Path(save_directory) / store.CONFIG).write_text("{}")
+        (Path(save_directory) / store.CONFIG).write_text(json.dumps(CONFIG))
         if self.dies:
             raise KeyboardInterrupt
         (Path(save_directory) / store.WEIGHTS).write_bytes(self.weights)
 
 
-def write(folder: Path, weights: bytes = b"1", **options: Any) -> Path:
+OLD, NEW = (save({"rows": torch.full((2,), value)}) for value in (1.0, 2.0))
+
+
+def write(folder: Path, weights: bytes = OLD, **options: Any) -> Path:
     return store.write(folder, FakeModel(weights, **options), CARD, "[method]\n", {"test": {"accuracy": 0.5}})
 
 
@@ -58,10 +66,10 @@ def test_write_and_read(tmp_path: Path) -> None:
 
 
 def test_a_kill_leaves_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write(tmp_path / "a", b"old")
+    folder = write(tmp_path / "a", OLD)
     with pytest.raises(KeyboardInterrupt):
-        write(folder, b"new", dies=True)
-    assert (folder / store.WEIGHTS).read_bytes() == b"old"
+        write(folder, NEW, dies=True)
+    assert (folder / store.WEIGHTS).read_bytes() == OLD
 
     real, calls = os.rename, []
 
@@ -74,20 +82,20 @@ def test_a_kill_leaves_the_old_or_the_new_one(tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", killed_between_the_renames)
         with pytest.raises(KeyboardInterrupt):
-            write(folder, b"new")
+            write(folder, NEW)
     assert not folder.exists()
     store.read(folder)
-    assert (folder / store.WEIGHTS).read_bytes() == b"old"
-    write(folder, b"new")
-    assert (folder / store.WEIGHTS).read_bytes() == b"new"
+    assert (folder / store.WEIGHTS).read_bytes() == OLD
+    write(folder, NEW)
+    assert (folder / store.WEIGHTS).read_bytes() == NEW
     assert [f.name for f in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_kill_after_the_renames_leaves_the_new_one(tmp_path: Path) -> None:
-    folder = write(tmp_path / "a", b"new")
+    folder = write(tmp_path / "a", NEW)
     shutil.copytree(folder, tmp_path / ".a.old")
     store.read(folder)
-    assert (folder / store.WEIGHTS).read_bytes() == b"new"
+    assert (folder / store.WEIGHTS).read_bytes() == NEW
     assert not (tmp_path / ".a.old").exists()
 
 
@@ -128,6 +136,38 @@ def test_wrong_folders(tmp_path: Path) -> None:
     (folder / store.CONFIG).write_bytes(b"\xff")
     with pytest.raises(StoreError, match="is not JSON"):
         store.read(folder)
+
+
+DAMAGES: list[tuple[str, Any, str]] = [
+    (store.CARD, b"\xff\xfe{", "is no task card"),
+    (store.CARD, b"[" * 100_000, "is no task card"),
+    (store.CARD, {"max_length": "abc"}, "is no task card: invalid literal"),
+    (store.CARD, {"calibration": {"temperature": "hot"}}, "is no task card: could not convert"),
+    (store.CARD, {"backbone": "x"}, "is no task card"),
+    (store.CARD, {"method": "sixth"}, "uses method 'sixth'; known are tiny_attention"),
+    (store.CARD, {"task": {"kind": "classification", "labels": ["a", "b", "c"], "pair": False}}, "card wants 3"),
+    (store.CONFIG, {"peft_type": "FOO"}, "names peft_type 'FOO', which peft does not know"),
+    (store.CONFIG, b'{"peft_type": "LORA"}', "holds a LORA adapter, and its card says pasta"),
+    (store.CONFIG, {"layers_to_transform": "x"}, "layers_to_transform is a list of blocks, counted from 0, found 'x'"),
+    (store.CONFIG, {"layers_to_transform": ["a"]}, "is a list of blocks"),
+    (store.CONFIG, {"head": {"zzz": 1}}, "is no config of an adapter: .*'zzz'"),
+    (store.CONFIG, {"head": {"num_labels": "2"}}, "is no config of an adapter"),
+    (store.WEIGHTS, b"garbage", "the tensors of a cannot be read"),
+    (store.WEIGHTS, OLD[:-4], "the tensors of a cannot be read"),
+    (store.METRICS, b"[" * 100_000, "is not JSON"),
+    (store.RECIPE, b"\xff", "is no text"),
+]
+
+
+@pytest.mark.parametrize(("file", "damage", "match"), DAMAGES, ids=range(len(DAMAGES)))
+def test_a_damaged_file_is_one_sentence(file: str, damage: Any, match: str, tmp_path: Path) -> None:
+    place = write(tmp_path / "a") / file
+    if isinstance(damage, dict):
+        damage = json.dumps({**json.loads(place.read_text()), **damage}).encode()
+    place.write_bytes(damage)
+    with pytest.raises(StoreError, match=match) as caught:
+        store.read(tmp_path / "a")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_recipe_and_the_scores_may_be_missing(tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from peft.utils.other import get_pattern_key
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -106,7 +105,7 @@ def adopt(
 def _read(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     if not (folder / store.CONFIG).is_file() or not (folder / store.WEIGHTS).is_file():
         raise StoreError(f"{folder} is no adapter of peft: wanted are {store.CONFIG} and {store.WEIGHTS}")
-    config = PeftConfig.from_pretrained(str(folder))
+    config = store.peft_config(folder)
     if not isinstance(config, LoraConfig):
         raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter; LoRA is what can be adopted")
     odd = [
@@ -118,7 +117,7 @@ def _read(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         odd.append(f"bias={config.bias!r}")
     if odd:
         raise UnsupportedError(f"a LoRA with {', '.join(odd)} cannot be adopted; plain LoRA and rsLoRA can")
-    return config, load_file(folder / store.WEIGHTS)
+    return config, store.tensors(folder)[0]
 
 
 def _changes(

@@ -254,6 +254,9 @@ class MethodConfig(PeftConfig):
             self.head = asdict(self.head)
         if isinstance(self.layers_to_transform, int):
             self.layers_to_transform = [self.layers_to_transform]
+        blocks: Any = self.layers_to_transform
+        if isinstance(blocks, str) or not all(isinstance(block, int) for block in blocks or ()):
+            raise ConfigError(f"layers_to_transform is a list of blocks, counted from 0, found {blocks!r}")
         if self.layers_to_transform == []:
             raise ConfigError("layers_to_transform names no block; leave it out to edit all of them")
         if self.init_weights not in (True, False, "paper"):

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import cast_adapter_dtype
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from attentune import store
 from attentune.anatomy import stacks_of
 from attentune.errors import ConfigError, StoreError, UnsupportedError
 from attentune.forward import rows, source_tokens
@@ -115,22 +115,22 @@ class Adapted(nn.Module):
         """Add a saved adapter: `adapter_config.json` and `adapter_model.safetensors`.
 
         Raises:
-            StoreError: the folder is incomplete, or its tensors do not fit.
+            StoreError: the folder is incomplete or damaged, or its tensors do not fit.
             ConfigError: the name is taken, or the method is not registered.
         """
         folder = Path(folder)
-        weights = folder / "adapter_model.safetensors"
-        if not (folder / "adapter_config.json").is_file() or not weights.is_file():
-            raise StoreError(f"{folder} is no adapter: it holds no adapter_config.json and adapter_model.safetensors")
-        config: Any = PeftConfig.from_pretrained(str(folder))
+        if not (folder / store.CONFIG).is_file() or not (folder / store.WEIGHTS).is_file():
+            raise StoreError(f"{folder} is no adapter: it holds no {store.CONFIG} and {store.WEIGHTS}")
+        config: Any = store.peft_config(folder)
         if not isinstance(config, MethodConfig):
             raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter, which attentune does not run")
+        tensors, _ = store.tensors(folder)
         config.inference_mode = True
         self.add_adapter(name, config)
         # Adapters are float32 over a backbone of half the precision, as those that peft makes.
         cast_adapter_dtype(self._host, name)
         try:
-            result = set_peft_model_state_dict(self._host, load_file(weights), adapter_name=name)
+            result = set_peft_model_state_dict(self._host, tensors, adapter_name=name)
             lost = [k for k in result.missing_keys if k.endswith(f".{name}")] + list(result.unexpected_keys)
             if lost:
                 raise StoreError(

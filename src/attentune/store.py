@@ -23,13 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from peft import PeftConfig
+from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor
 
 from attentune.backbones import same_backbone
 from attentune.card import TaskCard, model_card
 from attentune.errors import ConfigError, StoreError
-from attentune.method import METHODS
+from attentune.heads import HeadConfig
+from attentune.method import METHODS, MethodConfig
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "task.json"
 RECIPE, METRICS, LOG, README = "recipe.toml", "metrics.json", "log.jsonl", "README.md"
@@ -107,7 +110,7 @@ def check_fits(task: str, card: TaskCard, found: str, where: str) -> None:
     """Whether a backbone with the fingerprint `found`, loaded from `where`, is that of the adapter.
 
     Raises:
-        StoreError: it is another one, or the adapter's method is not registered.
+        StoreError: it is another one.
     """
     wanted = card.backbone
     if not same_backbone(found, wanted.fingerprint):
@@ -115,8 +118,6 @@ def check_fits(task: str, card: TaskCard, found: str, where: str) -> None:
             f"adapter {task!r} was trained on {wanted.id} with fingerprint {wanted.fingerprint}; "
             f"the weights at {where} have {found}"
         )
-    if card.method not in METHODS:
-        raise StoreError(f"adapter {task!r} uses method {card.method!r}; known are {', '.join(METHODS)}")
 
 
 def as_json(value: Any) -> str:
@@ -155,7 +156,11 @@ def place_of(home: Path, name: str) -> Path:
 
 
 def read(folder: str | Path) -> Stored:
-    """Read and check an adapter folder."""
+    """Read and check an adapter folder.
+
+    Raises:
+        StoreError: there is none, a file of it is missing or damaged, or its method is not registered.
+    """
     place = Path(folder).expanduser().absolute()
     recover(place)
     if not place.is_dir():
@@ -163,16 +168,56 @@ def read(folder: str | Path) -> Stored:
     missing = [name for name in (CONFIG, WEIGHTS, CARD) if not (place / name).is_file()]
     if missing:
         raise StoreError(f"{folder} is no adapter folder of attentune: it has no {', '.join(missing)}")
-    card = TaskCard.from_json((place / CARD).read_text(encoding="utf-8"), f"{folder}/{CARD}")
-    config = _read_json(place / CONFIG)
-    recipe = place / RECIPE
+    card = TaskCard.from_json((place / CARD).read_bytes(), f"{folder}/{CARD}")
+    if card.method not in METHODS:
+        raise StoreError(f"{folder} uses method {card.method!r}; known are {', '.join(METHODS)}")
+    _check_config(peft_config(place), card, folder)
+    _check_whole(place)
     return Stored(
         folder=place,
         card=card,
-        config=config,
+        config=_read_json(place / CONFIG),
         metrics=_read_json(place / METRICS) if (place / METRICS).is_file() else {},
-        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        recipe=_read_text(place / RECIPE) if (place / RECIPE).is_file() else "",
     )
+
+
+def peft_config(folder: Path) -> PeftConfig:
+    """The config of an adapter folder, of any kind of adapter that peft knows.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    path = folder / CONFIG
+    kind = _read_json(path).get("peft_type")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        if isinstance(config, MethodConfig) and config.head is not None:
+            HeadConfig(**config.head)
+    except KeyError as error:
+        raise StoreError(f"{path} names peft_type {kind!r}, which peft does not know") from error
+    except Exception as error:  # values of any wrong kind
+        raise StoreError(f"{path} is no config of an adapter: {error}") from error
+    return config
+
+
+def _check_config(config: Any, card: TaskCard, folder: str | Path) -> None:
+    """Whether peft's part and the card are of one adapter."""
+    if not isinstance(config, METHODS[card.method].config):
+        found = getattr(config.peft_type, "value", config.peft_type)
+        raise StoreError(f"{folder} holds a {found} adapter, and its card says {card.method}")
+    head = config.head
+    if head is not None and (outputs := HeadConfig(**head).num_labels) != card.task.num_outputs:
+        raise StoreError(f"{folder} has a head of {outputs} outputs, and its card wants {card.task.num_outputs}")
+
+
+def _check_whole(folder: Path) -> None:
+    """Whether the file of tensors is one and has its full length, seen by its head alone."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt"):
+            return
+    except Exception as error:
+        raise _unreadable(folder, error) from error
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
@@ -185,12 +230,19 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise StoreError(f"{path} holds no JSON object")
     return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is no text: {error}") from error
 
 
 def _replace(target: Path, fresh: Path) -> None:
@@ -211,13 +263,14 @@ def tensors(folder: Path) -> tuple[dict[str, Tensor], str]:
     try:
         content = (folder / WEIGHTS).read_bytes()
         return load(content), hashlib.sha256(content).hexdigest()
-    except Exception as error:  # safetensors raises its own type, which it does not export
-        raise StoreError(f"the tensors of {folder.name} cannot be read: {_reason(error)}") from error
+    except Exception as error:  # safetensors raises more than its own type, TypeError for odd dtypes say
+        raise _unreadable(folder, error) from error
 
 
-def _reason(error: Exception) -> str:
-    """Why a file cannot be read, without where it lies."""
-    return error.strerror or "" if isinstance(error, OSError) else str(error).splitlines()[0]
+def _unreadable(folder: Path, error: Exception) -> StoreError:
+    """Why the tensors cannot be read, without where they lie."""
+    reason = error.strerror or "" if isinstance(error, OSError) else str(error).splitlines()[0]
+    return StoreError(f"the tensors of {folder.name} cannot be read: {reason}")
 
 
 def recover(target: Path) -> None:

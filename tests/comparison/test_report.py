@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,24 @@ def test_the_report_as_json(compared: Path, capsys: pytest.CaptureFixture[str]) 
     line = found["tasks"][0]["lines"][0]
     assert {"contender", "score", "against", "bytes", "trained", "seconds", "memory", "latency", "ece"} <= set(line)
     assert found["done"] == 8
+
+
+def test_a_damaged_comparison_is_one_line(compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(compared, tmp_path / "copy")
+    record = next((copy / "runs").glob("*.json"))
+    for path, content, match in (
+        (record, "{", "is not JSON"),
+        (copy / "plan.json", "{", "is no plan of a comparison"),
+        (copy / "plan.json", '[{"first": {}}]', "is no plan of a comparison"),
+        (copy / "plan.json", "[" * 100_000, "is no plan of a comparison"),
+    ):
+        path.write_text(content)
+        with pytest.raises(SystemExit) as end:
+            main(["compare", "--report", "--output", str(copy)])
+        assert end.value.code == 2
+        shown = capsys.readouterr().err
+        assert match in shown
+        assert shown.count("\n") == 1
 
 
 def test_tasks_are_added_under_their_own_conditions(sets: Path, tiny_bert: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The task card, task.json: everything that prediction needs besides the tensors."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from typing import Any
 
 from attentune.confidence import Calibration
 from attentune.errors import StoreError
@@ -19,6 +21,11 @@ class Backbone:
     id: str
     fingerprint: str
     revision: str | None = None
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> "Backbone":
+        """The backbone of a card."""
+        return cls(str(card["id"]), str(card["fingerprint"]), card.get("revision"))
 
 
 @dataclass(frozen=True)
@@ -51,23 +58,29 @@ class TaskCard:
         return json.dumps(card, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> "TaskCard":
-        """A task.json -> card; `where` stands in errors."""
+    def from_json(cls, text: str | bytes, where: str) -> "TaskCard":
+        """A task.json -> card; `where` stands in errors.
+
+        Raises:
+            StoreError: it is no task card, or one of another format.
+        """
         try:
             card = json.loads(text)
             if card["format"] != FORMAT:
                 raise StoreError(f"{where} has format {card['format']}, this attentune reads format {FORMAT}")
             return cls(
-                name=card["name"],
-                method=card["method"],
+                name=str(card["name"]),
+                method=str(card["method"]),
                 task=task_from_card(card["task"]),
                 columns=Columns.from_card(card["columns"]),
-                backbone=Backbone(**card["backbone"]),
+                backbone=Backbone.from_card(card["backbone"]),
                 max_length=int(card["max_length"]),
-                pooling=card["pooling"],
+                pooling=str(card["pooling"]),
                 calibration=Calibration.from_card(card.get("calibration", {})),
             )
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
-            raise StoreError(f"{where} is no task card: {error}") from error
+        except StoreError:
+            raise
         except KeyError as error:
             raise StoreError(f"{where} has no {error.args[0]!r}") from error
+        except Exception as error:  # values of any wrong kind
+            raise StoreError(f"{where} is no task card: {error}") from error

@@ -21,7 +21,7 @@ from attentune.comparison.contenders import contender, options_of, recipe_for
 from attentune.comparison.plan import Cell, Conditions, Run, Schedule
 from attentune.comparison.run import Record, execute, read, write
 from attentune.comparison.sets import Set, load_set
-from attentune.errors import ConfigError, StoreError
+from attentune.errors import AttentuneError, ConfigError, StoreError
 
 PLAN, RUNS = "plan.json", "runs"
 Counted = list[list[Record]]
@@ -111,12 +111,17 @@ def read_plan(folder: str | Path) -> list[Cell]:
     """The cells that were asked for last in a folder.
 
     Raises:
-        StoreError: there is no plan.
+        StoreError: there is no plan, or a damaged one.
     """
     path = Path(folder).expanduser() / PLAN
     if not path.is_file():
         raise StoreError(f"no comparison at {folder}: it has no {PLAN}")
-    return [_cell_of(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    try:
+        return [_cell_of(entry) for entry in json.loads(path.read_bytes())]
+    except AttentuneError:
+        raise
+    except Exception as error:  # values of any wrong kind
+        raise StoreError(f"{path} is no plan of a comparison: {error}") from error
 
 
 def whole(counted: Sequence[Sequence[Run]], records: Mapping[str, Record]) -> Counted:

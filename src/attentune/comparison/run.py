@@ -28,7 +28,7 @@ from attentune.comparison.contenders import build, contender, recipe_for
 from attentune.comparison.plain import Plain
 from attentune.comparison.plan import Run
 from attentune.comparison.sets import load_set
-from attentune.errors import DataError
+from attentune.errors import DataError, StoreError
 from attentune.evaluation.calibration import fit_temperature
 from attentune.evaluation.calibration import scores as calibration_scores
 from attentune.store import LOG
@@ -274,5 +274,16 @@ def write(folder: Path, run: Run, record: Record) -> Path:
 
 
 def read(folder: Path) -> dict[str, Record]:
-    """Hash -> record of every run in the folder."""
-    return {path.stem.rsplit("-", 1)[1]: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
+    """Hash -> record of every run in the folder.
+
+    Raises:
+        StoreError: a file is not JSON.
+    """
+    return {path.stem.rsplit("-", 1)[-1]: _read_record(path) for path in folder.glob("*.json")}
+
+
+def _read_record(path: Path) -> Record:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is not JSON: {error}; without it the run is done again") from error

@@ -52,16 +52,18 @@ class SourceCard:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> "SourceCard":
+    def from_json(cls, text: str | bytes, where: str) -> "SourceCard":
         """A NAME.json -> card; `where` stands in errors."""
         try:
             card: dict[str, Any] = json.loads(text)
             found = card.pop("format")
             if found != FORMAT:
                 raise StoreError(f"{where} has format {found}, this attentune reads format {FORMAT}")
-            card["backbone"] = Backbone(**card["backbone"])
+            card["backbone"] = Backbone.from_card(card["backbone"])
             return cls(**card)
-        except (json.JSONDecodeError, TypeError, AttributeError, KeyError) as error:
+        except StoreError:
+            raise
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise StoreError(f"{where} is no card of a source prompt: {error}") from error
 
 
@@ -109,7 +111,7 @@ class Library:
         path = self._file(name, "json")
         if not path.is_file():
             raise ConfigError(f"no source {name!r} in {self.folder}; there are {', '.join(self.names()) or 'none'}")
-        return SourceCard.from_json(path.read_text(encoding="utf-8"), str(path))
+        return SourceCard.from_json(path.read_bytes(), str(path))
 
     def prompt(self, name: str) -> Tensor:
         """[m,E], checked against its card.
