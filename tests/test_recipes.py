@@ -53,7 +53,7 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
 
 def test_a_recipe_is_read_back_as_it_was_written() -> None:
     tables: dict[str, Any] = {
-        "task": {"kind": "classification", "text": ["a", 'b "c"\\'], "max_length": 64},
+        "task": {"kind": "classification", "text": ["a", 'b "c"\\'], "label": "😀\n\x1b\x7f\u2028é", "max_length": 64},
         "method": {"name": "tiny_attention", "width": 2, "structure": "seq", "layers_to_transform": [0, 1]},
         "training": {"learning_rate": 1e-05, "epochs": 3, "precision": "float32"},
     }
@@ -79,9 +79,42 @@ def test_overrides() -> None:
 
 
 def test_set_reads_toml_and_plain_words() -> None:
-    given = parse_set(["epochs=3", "rate = 1e-4", "pooling=cls", 'a="x y"', "on=true", "layers=[0, 1]", "t=a b"])
-    expected = {"epochs": 3, "rate": 1e-4, "pooling": "cls", "a": "x y", "on": True, "layers": [0, 1], "t": "a b"}
-    assert given == expected
+    texts = [
+        "training.epochs=3",
+        "method.rate = 1e-4",
+        "a.pooling=cls",
+        'b.c="x y"',
+        "b.on=true",
+        "b.d=[0, 1]",
+        "b.t=a b",
+    ]
+    assert parse_set(texts) == {
+        "training.epochs": 3,
+        "method.rate": 1e-4,
+        "a.pooling": "cls",
+        "b.c": "x y",
+        "b.on": True,
+        "b.d": [0, 1],
+        "b.t": "a b",
+    }
+
+
+def test_set_names_the_table_so_that_no_key_is_taken_for_a_parameter() -> None:
+    keys = ("label", "data", "backbone", "seed", "slots", "sources", "name", "dropout", "task.text")
+    assert list(parse_set([f"{key}=x" for key in keys])) == [
+        "task.label",
+        "task.data",
+        "training.backbone",
+        "training.seed",
+        "method.slots",
+        "method.sources",
+        "method.name",
+        "dropout",
+        "task.text",
+    ]
+    for key in ("watch", "resume", "output", "recipe", "library", "method"):
+        with pytest.raises(ConfigError, match=f"a recipe has no key '{key}'"):
+            parse_set([f"{key}=1"])
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -7,7 +7,7 @@ import typer
 
 from attentune.cli import show
 from attentune.cli.named import named
-from attentune.cli.train import Backbone, Changes, Kind, Label, Recipe, Resume, Text
+from attentune.cli.train import Backbone, Changes, Kind, Label, OwnBackbone, Recipe, Resume, Text
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -20,7 +20,7 @@ def train_command(
     data: Annotated[str, typer.Argument(help="A file, a folder, or a hub data set id.")],
     library: Folder,
     name: Name,
-    backbone: Backbone = "minilm",
+    backbone: OwnBackbone = None,
     recipe: Recipe = None,
     changes: Changes = None,
     task: Kind = None,

@@ -9,6 +9,9 @@ import typer
 from attentune.cli import show
 
 Backbone = Annotated[str, typer.Option(help="minilm, a folder, or a hub id.")]
+OwnBackbone = Annotated[
+    str | None, typer.Option(help="minilm, a folder, or a hub id. [default: the recipe's, or minilm]")
+]
 Recipe = Annotated[
     Path | None,
     typer.Option(help="A recipe: a TOML file, or one that ships, such as papers/pasta/mrpc. [default: by task]"),
@@ -40,9 +43,7 @@ def train_command(
         ),
     ] = None,
     method: Annotated[str | None, typer.Option(help="The method; see `attentune methods`. [default: pasta]")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="minilm, a folder, or a hub id. [default: the recipe's, or minilm]")
-    ] = None,
+    backbone: OwnBackbone = None,
     recipe: Recipe = None,
     changes: Changes = None,
     sources: Library = None,

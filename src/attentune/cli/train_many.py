@@ -8,7 +8,7 @@ import typer
 
 from attentune.cli import show
 from attentune.cli.named import named
-from attentune.cli.train import Changes, Library, Recipe, Resume, Source
+from attentune.cli.train import Changes, Library, OwnBackbone, Recipe, Resume, Source
 from attentune.errors import ConfigError
 
 
@@ -23,9 +23,7 @@ def train_many_command(
     method: Annotated[
         str | None, typer.Option(help="The method of all tasks. [default: pasta; with --share-attention attempt]")
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="minilm, a folder, or a hub id. [default: the recipe's, or minilm]")
-    ] = None,
+    backbone: OwnBackbone = None,
     together: Annotated[
         int | None, typer.Option(help="Tasks whose steps are one forward and one backward. [default: 8]")
     ] = None,

@@ -238,17 +238,34 @@ def known_keys(method: str) -> dict[str, list[str]]:
 
 
 def parse_set(assignments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts -> values: TOML where the value reads as TOML, else the text itself."""
+    """`key=value` texts -> values: TOML where the value reads as TOML, else the text itself.
+
+    Keys come out with their table in front, `training.seed`, so that none is taken for a parameter of a function that
+    takes keys of a recipe as keywords; a key that is in several tables stays as it is, for the method to decide.
+
+    Raises:
+        ConfigError: a text of another form, or a key that no recipe has.
+    """
     changes: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"wanted key=value, found {assignment!r}")
         try:
-            changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+            found = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            changes[key.strip()] = value.strip()
+            found = value.strip()
+        changes[_with_table(key.strip())] = found
     return changes
+
+
+def _with_table(key: str) -> str:
+    """`seed` -> `training.seed`, by the keys of all methods."""
+    tables = [known_keys(method) for method in METHODS]
+    known = {name: list(dict.fromkeys(key for one in tables for key in one[name])) for name in tables[0]}
+    if "." in key or sum(key in names for names in known.values()) > 1:
+        return key
+    return ".".join(_locate(key, known))
 
 
 def _locate(key: str, known: Mapping[str, Sequence[str]]) -> tuple[str, str]:
@@ -312,5 +329,5 @@ def _name(hint: Any) -> str:
 
 
 def _toml(value: Any) -> str:
-    """One value as TOML. JSON writes texts, numbers, booleans and flat lists as TOML reads them."""
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=True)
+    """One value as TOML. JSON writes texts, numbers, booleans and flat lists as TOML reads them, but for U+007F."""
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

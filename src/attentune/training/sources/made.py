@@ -21,7 +21,7 @@ def train_source(
     data: Source | Data,
     library: str | Path,
     name: str,
-    backbone: str = "minilm",
+    backbone: str | None = None,
     **options: Any,
 ) -> SourceCard:
     """Train a plain prompt (prompt tuning: no sources, no attention) and keep it; the head of its task is not needed.
