@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from attentune.cli import app, main
 from attentune.methods import BUILT_IN, METHODS
+from attentune.training.recipe import read_recipe
 
 SETTINGS = ("--set", "epochs=1", "--set", "max_length=24")
 
@@ -71,6 +72,30 @@ def test_train_shows_what_it_guessed(
     assert re.search(r"validation +baseline\naccuracy +[\d.]+ +[\d.]+\n", shown.out)
 
 
+def test_set_changes_keys_that_are_named_like_options(tiny_bert: Path, data: Path, tmp_path: Path) -> None:
+    keys = ("label=label", 'text=["text"]', f"backbone={tiny_bert}", f"data={data}", "seed=3")
+    assert run("train", "--output", tmp_path / "a", *SETTINGS, *[p for key in keys for p in ("--set", key)]) == 0
+    assert read_recipe(tmp_path / "a" / "recipe.toml").training.seed == 3
+    keys = (f"backbone={tiny_bert}", "seed=4")
+    given = [part for key in keys for part in ("--set", key)]
+    assert run("sources", "train", data, "--library", tmp_path / "b", "--name", "s", *SETTINGS, *given) == 0
+    assert json.loads((tmp_path / "b" / "s.json").read_text())["backbone"]["id"] == str(tiny_bert)
+
+
+@pytest.mark.parametrize("command", ["train", "train-many", "search", "sources train"])
+@pytest.mark.parametrize("wrong", ["watch=1", "method=pasta", "report=1"])
+def test_set_reaches_no_parameter(
+    command: str, wrong: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ("--library", tmp_path, "--name", "s") if command == "sources train" else ("--output", tmp_path / "a")
+    rows = f"a={data}" if command == "train-many" else data
+    assert run(*command.split(), rows, *place, "--set", wrong) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("attentune: a recipe has no key")
+    assert shown.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_train_prints_json_alone(
     tiny_bert: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +144,9 @@ def test_predict_takes_texts_files_and_lines(
     assert len(capsys.readouterr().out.splitlines()) == len(rows_of("classification"))
     assert run("predict", tone, "bad [film]") == 0
     assert re.search(r"bad \[film\] +(pos|neg) \(0\.\d{3}\)", capsys.readouterr().out)
+    (tmp_path / "rows.jsonl").write_text('{"id": 5, "text": "good film"}\n')
+    assert run("predict", tone, "--file", tmp_path / "rows.jsonl") == 0
+    assert re.search(r"^good film +(pos|neg) ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_predict_pairs(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,9 +299,21 @@ def test_wrong_inputs_of_predict(
     assert "wanted one of them" in capsys.readouterr().err
     assert run("predict", tone, "--file", tmp_path / "none.txt") == 2
     assert "none.txt" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    (tmp_path / "latin.txt").write_bytes("good\ncafé film\n".encode("latin-1"))
+    assert run("predict", tone, "--file", tmp_path / "latin.txt") == 2
+    assert "input 2: wanted a text in UTF-8, found half a character, '\\udce9'" in capsys.readouterr().err
+    for text, match in (
+        ("", "no text to answer"),
+        ('good\n{"text": "\\ud800"}\n', "input 2: wanted a text in UTF-8"),
+        ("good\n" + "[" * 5000, "line 2 is nested too deeply"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        assert run("predict", tone) == 2
+        assert match in capsys.readouterr().err
+    stream = io.TextIOWrapper(io.BytesIO("caf\xe9".encode("latin-1")), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", stream)
     assert run("predict", tone) == 2
-    assert "no text to answer" in capsys.readouterr().err
+    assert "input 1: wanted a text in UTF-8" in capsys.readouterr().err
 
 
 def test_python_dash_m() -> None:

@@ -107,6 +107,9 @@ def test_forms_of_input(folders: dict[str, Path]) -> None:
     ("task", "item", "match"),
     [
         ("tone", ("a", "b"), "input 2: task 'tone' wants one text, found ('a', 'b')"),
+        ("tone", "a \ud800", "input 2: wanted a text in UTF-8, found half a character, '\\ud800'"),
+        ("names", ["a", "\udce9"], "input 2: wanted a text in UTF-8, found half a character"),
+        ("best", ("a", "b", "\ud800"), "input 2: wanted a text in UTF-8, found half a character"),
         ("tone", 7, "input 2: task 'tone' wants one text, found 7"),
         ("tone", {"texts": "a"}, "input 2: wanted text, found texts"),
         ("entails", "a", "input 2: task 'entails' wants a pair of texts (text + text_pair), found 'a'"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Form = Literal["text", "pair", "choices"]
 """What one row is made of when texts are given: one text, two, or all of them."""
+MARKED = "surrogateescape"
+"""Bytes that are no UTF-8 become halves of characters, so that the refusal can name the input that holds them."""
 
 Batch = Annotated[int, typer.Option("--batch-size", help="Rows in a batch.")]
 Beams = Annotated[int | None, typer.Option("--num-beams", help="Beams of tasks that write; 1: greedy.")]
@@ -78,7 +81,9 @@ def predict_command(
         for answer in answers:
             show.as_json(answer)
         return
-    show.table(["input", "answer"], [(_short(i), _summary(a)) for i, a in zip(inputs, answers, strict=True)])
+    columns = {name for card in predictor.cards.values() for name in (*card.columns.inputs, *card.columns.choices)}
+    rows = [(_short(item, columns), _summary(answer)) for item, answer in zip(inputs, answers, strict=True)]
+    show.table(["input", "answer"], rows)
 
 
 def evaluate_command(
@@ -159,9 +164,11 @@ def _inputs(texts: list[str], file: Path | None, form: Form) -> list[Any]:
             raise DataError(f"a pair is two texts, found {len(texts)}")
         return [texts[i : i + 2] for i in range(0, len(texts), 2)]
     if file is None:
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(encoding="utf-8", errors=MARKED)
         return from_lines(sys.stdin, form)
     if file.suffix == ".txt":
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8", errors=MARKED) as lines:
             return from_lines(lines, form)
     from attentune.tasks.sources import read
 
@@ -169,27 +176,36 @@ def _inputs(texts: list[str], file: Path | None, form: Form) -> list[Any]:
 
 
 def from_lines(lines: Iterable[str], form: Form) -> list[Any]:
-    """A text a line; for pairs and choices tabs between the texts; a line that is a JSON object or list is a row."""
-    found: list[Any] = []
-    for number, line in enumerate((line.rstrip("\r\n") for line in lines), 1):
-        if not line.strip():
-            raise DataError(f"line {number} is empty; wanted a text")
-        if line[0] in "{[":
-            try:
-                found.append(jsonlib.loads(line))
-                continue
-            except jsonlib.JSONDecodeError:
-                pass
-        found.append(line if form == "text" else line.split("\t"))
+    """A text a line; for pairs and choices tabs between the texts; a line that is a JSON object or list is a row.
+
+    Raises:
+        DataError: a line is empty or nested too deeply, or there is none.
+    """
+    found = [_from_line(line.rstrip("\r\n"), number, form) for number, line in enumerate(lines, 1)]
     if not found:
         raise DataError("no text to answer")
     return found
 
 
-def _short(item: Any, limit: int = 60) -> str:
+def _from_line(line: str, number: int, form: Form) -> Any:
+    if not line.strip():
+        raise DataError(f"line {number} is empty; wanted a text")
+    if line[0] in "{[":
+        try:
+            return jsonlib.loads(line)
+        except jsonlib.JSONDecodeError:
+            pass
+        except RecursionError as error:
+            raise DataError(f"line {number} is nested too deeply to be read as JSON") from error
+    return line if form == "text" else line.split("\t")
+
+
+def _short(item: Any, columns: Collection[str], limit: int = 60) -> str:
+    """An input in one line: of a row the input columns, or all there is where it has none of them."""
     if isinstance(item, dict):
-        item = next((v for k, v in cast("dict[str, Any]", item).items() if k != "task"), "")
-    text = item if isinstance(item, str) else " | ".join(map(str, item))
+        row = cast("dict[str, Any]", item)
+        item = [value for name, value in row.items() if name in columns] or list(row.values())
+    text = " | ".join(map(str, cast("list[Any]", item))) if isinstance(item, list) else str(item)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -40,6 +40,19 @@ class Card(Protocol):
 
 def as_row(item: Any, card: Card, where: str) -> Row:
     """An input of any allowed form -> a row of the task, or a DataError that says which form is wanted."""
+    row = _as_row(item, card, where)
+    texts = [
+        text for value in row.values() for text in (cast("list[Any]", value) if isinstance(value, list) else [value])
+    ]
+    try:
+        "".join(text for text in texts if isinstance(text, str)).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DataError(f"{where}: wanted a text in UTF-8, found half a character, {half!r}") from error
+    return row
+
+
+def _as_row(item: Any, card: Card, where: str) -> Row:
     task, columns, name = card.task, card.columns, card.name
     if task.kind in ("question_answering", "multiple_choice"):
         return _asked(item, task, columns, name, where)
