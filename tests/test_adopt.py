@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from laws.zoo import batch_of, model_of
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import EvaConfig, IA3Config, LoraConfig, get_peft_model
 from serving.kit import adapter
 from transformers import (
     AutoModelForSequenceClassification,
@@ -16,6 +16,7 @@ from transformers import (
 
 from attentune.adopt import adopt
 from attentune.backbones import load_backbone
+from attentune.cli import main
 from attentune.errors import AttentuneError, ConfigError, UnsupportedError
 from attentune.serving import Bank
 
@@ -42,14 +43,17 @@ def saved(kind: str, folder: Path, auto: Any, labels: int = 3) -> Any:
     return auto.from_pretrained(folder, num_labels=labels).eval()
 
 
+EVA = {"init_lora_weights": "eva", "eva_config": EvaConfig()}
 CASES = {
     "bert": (AutoModelForSequenceClassification, ["query", "key", "value", "attention.output.dense"], "SEQ_CLS", {}),
     "bert tags": (AutoModelForTokenClassification, ["query", "value"], "TOKEN_CLS", {"use_rslora": True}),
     "llama": (LlamaForSequenceClassification, ["q_proj", "v_proj"], "SEQ_CLS", {"alpha_pattern": {"q_proj": 3}}),
+    "bert eva": (AutoModelForSequenceClassification, ["query", "value"], "SEQ_CLS", EVA),
     "bert ranks": (AutoModelForSequenceClassification, ["query", "value"], "SEQ_CLS", {"rank_pattern": {"query": 2}}),
 }
 
 
+@pytest.mark.filterwarnings("ignore:lora with eva")
 @pytest.mark.parametrize("case", CASES)
 def test_adopted_answers_are_those_of_peft(case: str, tmp_path: Path) -> None:
     auto, targets, task, options = CASES[case]
@@ -89,7 +93,7 @@ def test_adopted_ones_share_batches_with_other_methods(tmp_path: Path) -> None:
     assert not mixed[1].allclose(alone[1])
 
 
-def test_what_cannot_be_adopted_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_adopted_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = str(tmp_path / "base")
     seq: dict[str, Any] = {"target_modules": ["query"], "task_type": "SEQ_CLS"}
 
@@ -103,8 +107,23 @@ def test_what_cannot_be_adopted_is_refused(tmp_path: Path) -> None:
     refused(UnsupportedError, "LoRA on .*intermediate.dense", target_modules=["intermediate.dense"])
     refused(UnsupportedError, "use_dora", use_dora=True)
     refused(UnsupportedError, "bias='all'", bias="all")
+    refused(UnsupportedError, "init_lora_weights='pissa'", init_lora_weights="pissa")
+    refused(UnsupportedError, "init_lora_weights='olora'", init_lora_weights="olora")
+    refused(
+        UnsupportedError,
+        "1 tensors besides LoRA .*trainable_tokens_delta",
+        trainable_token_indices={"word_embeddings": [3]},
+    )
+    refused(UnsupportedError, "10 tensors besides LoRA .*LayerNorm", modules_to_save=["classifier", "LayerNorm"])
     refused(UnsupportedError, "one linear layer", task_type="FEATURE_EXTRACTION")
     refused(ConfigError, "3 outputs and 2 labels", labels=["a", "b"])
+    refused(ConfigError, "two classes are named 'a'", labels=["a", "b", "a"])
+    for kind in ("banana", "regression", "multilabel"):
+        labels = [part for label in LABELS for part in ("--label", label)]
+        with pytest.raises(SystemExit) as end:
+            main(["adopt", str(tmp_path / "lora"), "-o", str(tmp_path / "ours"), *labels, "--task", kind])
+        assert end.value.code == 2
+        assert f"or tagging, found '{kind}'" in capsys.readouterr().err
     model = saved("bert", tmp_path / "base", AutoModelForSequenceClassification)
     other: Any = get_peft_model(model, IA3Config(target_modules=["key"], feedforward_modules=[], task_type="SEQ_CLS"))
     other.save_pretrained(tmp_path / "ia3")

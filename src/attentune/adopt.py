@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,6 +54,10 @@ HEADS = {
 }
 """Model types whose head in transformers is one linear layer: on the pooler, on every token, on the last token."""
 
+STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Values of `init_lora_weights` that leave the base as it is; the others (pissa, olora, loftq ...) put a part of its
+weights into the adapter, and peft takes it out of the base again when it loads one."""
+
 Change = tuple[Tensor, Tensor]
 """a [r,in] and b [out,r], the scale in b."""
 
@@ -71,10 +76,15 @@ def adopt(
     another place to load the adapter's base from.
 
     Raises:
-        UnsupportedError: it is no LoRA, changes other modules than q, k, v and o, or its head is more than one linear
-            layer.
+        UnsupportedError: it is no LoRA, changes anything but q, k, v and o, or its head is more than one linear layer.
+        ConfigError: another kind, or other labels than the head has outputs.
         StoreError: the folder is incomplete or does not fit the backbone.
     """
+    if kind not in ("classification", "tagging"):
+        raise ConfigError(f"an adopted adapter is for classification (of texts or pairs) or tagging, found {kind!r}")
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two classes are named {twice!r}; each output of the head has its own name")
     target = store.check_writable(output)
     config, tensors = _read(Path(folder))
     name = backbone or config.base_model_name_or_path
@@ -108,13 +118,13 @@ def _read(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     config = store.peft_config(folder)
     if not isinstance(config, LoraConfig):
         raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter; LoRA is what can be adopted")
-    odd = [
-        field
-        for field in ("use_dora", "layer_replication", "lora_bias", "fan_in_fan_out")
-        if getattr(config, field, None)
-    ]
+    variants = [field.name for field in fields(config) if field.metadata.get("is_lora_variant")]
+    names = dict.fromkeys(["use_dora", "layer_replication", "lora_bias", "fan_in_fan_out", *variants])
+    odd = [name for name in names if getattr(config, name, None)]
     if config.bias != "none":
         odd.append(f"bias={config.bias!r}")
+    if config.init_lora_weights not in STARTS:
+        odd.append(f"init_lora_weights={config.init_lora_weights!r}")
     if odd:
         raise UnsupportedError(f"a LoRA with {', '.join(odd)} cannot be adopted; plain LoRA and rsLoRA can")
     return config, store.tensors(folder)[0]
@@ -129,6 +139,8 @@ def _changes(
     for name, a in tensors.items():
         if ".lora_" in name and not name.endswith((".lora_A.weight", ".lora_B.weight")):
             raise UnsupportedError(f"{name} is no plain LoRA matrix of a linear layer")
+        if name.endswith(".lora_B.weight") and name.replace(".lora_B.", ".lora_A.") not in tensors:
+            raise StoreError(f"the adapter has {name} and no matrix A beside it")
         if not name.endswith(".lora_A.weight"):
             continue
         path = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
@@ -211,12 +223,15 @@ def _head(
             "a head that can be adopted is one linear layer, `classifier` or `score`, in modules_to_save; found "
             f"{found}"
         )
+    rest = sorted(saved.keys() - {f"{layers[0]}.weight", f"{layers[0]}.bias"})
+    if rest:
+        raise UnsupportedError(
+            f"the adapter holds {len(rest)} tensors besides LoRA and its head, {rest[0]} first, which cannot be adopted"
+        )
     weight = saved[f"{layers[0]}.weight"].float()
     if len(weight) != labels:
         raise ConfigError(f"the head has {len(weight)} outputs and {labels} labels were named")
     bias = saved.get(f"{layers[0]}.bias", torch.zeros(labels)).float()
-    if kind not in ("classification", "tagging"):
-        raise ConfigError(f"an adopted adapter is for classification or tagging, found {kind!r}")
     form = "tags" if kind == "tagging" else layers[0]
     if base.config.model_type not in HEADS[form]:
         raise UnsupportedError(

@@ -22,9 +22,8 @@ def adopt_command(
     """
     from attentune.adopt import adopt
 
-    written = adopt(
-        folder, output, label, backbone, "tagging" if task == "tagging" else "classification", task == "pair"
-    )
+    pair = task == "pair"
+    written = adopt(folder, output, label, backbone, "classification" if pair else task, pair)
     if json:
         show.as_json({"output": str(written), "labels": label})
     else:
