@@ -13,7 +13,9 @@ import pytest
 from test_train import rows_of
 from transformers import AutoModel, AutoTokenizer
 
-from attentune.cli import app, main
+from attentune.cli import app, main, precision
+from attentune.confidence import Judgement
+from attentune.evaluation.metrics import classification
 from attentune.methods import BUILT_IN, METHODS
 from attentune.training.recipe import read_recipe
 
@@ -118,6 +120,19 @@ def test_evaluate_says_what_other_numbers_cost(tone: Path, data: Path, capsys: p
         assert found["difference"]["nll"] == found["nll"] - plain["nll"] != 0
     assert run("evaluate", tone, data, "--quantise", "int8") == 0
     assert "difference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_other_numbers_may_predict_other_classes(order: int, capsys: pytest.CaptureFixture[str]) -> None:
+    both = [Judgement(classification(found, ["a", "b"]), {}) for found in (["a", "b"], ["a", "c"])]
+    plain, other = both[::order]
+    assert plain.scores.keys() ^ other.scores.keys() == {"f1_a", "f1_b"}
+    precision.show_both(plain, other, "int8", json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["difference"].keys() == {"accuracy", "macro_f1", "matthews"}
+    precision.show_both(plain, other, "int8", json=False)
+    table = capsys.readouterr().out
+    assert re.search(r"f1_a +1\.0000 *$" if order > 0 else r"f1_a +1\.0000", table, re.MULTILINE)
 
 
 def test_evaluate(tone: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,9 +36,10 @@ def of(name: str | None) -> torch.dtype | None:
 def show_both(plain: Judgement, other: Judgement, name: str, json: bool) -> None:
     """Scores and trust of the same rows by the backbone as its file has it and in other numbers, and the difference."""
     before, after = ({**one.scores, **one.trust} for one in (plain, other))
-    change = {key: after[key] - value for key, value in before.items() if isinstance(value, float)}
+    # A score of one class is there where the class is predicted, and the two may predict others.
+    change = {key: after[key] - value for key, value in before.items() if key in after and isinstance(value, float)}
     if json:
         show.as_json({**after, "plain": before, "difference": change})
         return
-    rows = [(key, value, after[key], change.get(key, "")) for key, value in before.items()]
+    rows = [(key, before.get(key, ""), after.get(key, ""), change.get(key, "")) for key in {**before, **after}]
     show.table(["score", "plain", name, "difference"], rows)
