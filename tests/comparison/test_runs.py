@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from attentune.backbones import load_backbone, load_tokenizer
+from attentune.cli import main
 from attentune.comparison.compare import compare
 from attentune.comparison.contenders import build, contender, grid, names, options_of, peft_config, recipe_for
 from attentune.comparison.measure import middle
@@ -97,6 +98,15 @@ def test_a_failure_is_a_record(sets: Path, tiny_bert: Path, tmp_path: Path) -> N
     found = summarise(tmp_path)
     assert [name for name, _ in found.failures] == ["tone-pasta-0.01-seed0", "tone-pasta-0.03-seed0"]
     assert found.tasks == ()
+
+
+def test_failed_runs_are_told_by_the_exit_code(sets: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    given = ["compare", str(sets / "tone"), "--methods", "pasta", "--rates", "1", "--backbone", str(tiny_bert)]
+    for shown in ([], ["--json"]):
+        with pytest.raises(SystemExit) as end:
+            main([*given, "--max-length", "2", "--output", str(tmp_path / f"out{len(shown)}"), *shown])
+        assert end.value.code == 1
+        assert (tmp_path / f"out{len(shown)}" / "report.md").is_file()
 
 
 def test_half_precision_carries_frozen_weights(sets: Path, tiny_bert: Path) -> None:

@@ -1,13 +1,18 @@
 """`attentune compare`."""
 
+from __future__ import annotations
+
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from attentune.cli import show
 from attentune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from attentune.comparison.summary import Summary
 
 
 def compare_command(
@@ -46,7 +51,7 @@ def compare_command(
     Example: attentune compare demo:intent demo:sentiment --methods pasta,lora --rows 200 --output comparison
 
     The learning rate of each is chosen on validation. Finished runs are kept in OUTPUT/runs and never repeated, so the
-    same command goes on after a kill.
+    same command goes on after a kill. A run that fails is told of, and the others go on; the exit code is then 1.
     """
     from transformers.utils import logging
 
@@ -59,10 +64,11 @@ def compare_command(
     logging.disable_progress_bar()
     if report and data:
         raise ConfigError("--report draws what is done and takes no data; drop one of them")
+    failed = 0
     if not report:
         if not data:
             raise ConfigError("no task given; wanted folders, files, hub data sets or demo:intent and the like")
-        compare(
+        schedule = compare(
             data,
             names() if methods == "all" else [name.strip() for name in methods.split(",")],
             output,
@@ -85,7 +91,13 @@ def compare_command(
             add=add,
             report=(lambda line: None) if json else show.progress,
         )
-    summary = draw(output)
+        failed = len(schedule.failed)
+    _show(draw(output), output, json)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _show(summary: Summary, output: Path, json: bool) -> None:
     if json:
         show.as_json(asdict(summary))
         return

@@ -139,6 +139,8 @@ class Schedule:
     until: float = float("inf")
     """No run begins after this `clock`."""
     clock: Callable[[], float] = time.monotonic
+    failed: list[Run] = field(default_factory=list[Run])
+    """Those that were told of."""
     _begun: set[str] = field(default_factory=set[str])
 
     def ask(self) -> Run | None:
@@ -151,8 +153,10 @@ class Schedule:
         return run
 
     def tell(self, run: Run, validation: float | None) -> None:
-        """A run is finished."""
+        """A run is finished; without a score it has failed."""
         self.validation[run.hash] = validation
+        if validation is None:
+            self.failed.append(run)
 
     def due(self) -> Iterator[Run]:
         """The runs that are known to be needed and not finished, in order."""
