@@ -1,0 +1,79 @@
+"""The Open Inference Protocol."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from test_predict import near
+
+from attentune.serving.folder import Folder, version_id
+from serving.app import TEXTS, alone
+
+
+def test_the_open_inference_protocol(client: TestClient, made: dict[str, Path], tiny_bert: Path) -> None:
+    assert client.get("/v2").json()["name"] == "attentune"
+    assert client.get("/v2/health/live").status_code == client.get("/v2/health/ready").status_code == 200
+    document = client.get("/v2/models/tone").json()
+    assert {"name": "probabilities", "datatype": "FP32", "shape": [-1, 3]} in document["outputs"]
+    body = {"id": "7", "inputs": [{"name": "text", "datatype": "BYTES", "shape": [3], "data": TEXTS}]}
+    answer = client.post("/v2/models/tone/infer", json=body).json()
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    wanted = alone(made["tone"], tiny_bert, TEXTS)
+    assert answer["id"] == "7"
+    assert outputs["label"]["data"] == [w["label"] for w in wanted]
+    assert outputs["probabilities"]["data"] == pytest.approx(
+        [p for w in wanted for p in w["probabilities"].values()], abs=1e-5
+    )
+    assert near([json.loads(text) for text in outputs["answer"]["data"]], wanted)
+
+
+def test_tensors_are_those_of_the_version_that_answers(
+    client: TestClient, folder: Path, made: dict[str, Path], tiny_bert: Path
+) -> None:
+    """One version answers a request, also one of another shape that was put on trial before that was refused."""
+    tone, topic = (alone(made[name], tiny_bert, TEXTS) for name in ("tone", "topic"))
+    first = client.get("/v1/tasks/tone").json()["version"]["id"]
+    trial = client.put("/v1/tasks/tone?share=1", json={"folder": str(made["better"])}).json()["trial"]["version"]["id"]
+    shutil.rmtree(folder / ".versions" / "tone" / trial)
+    second = version_id(shutil.copytree(made["topic"], folder / ".versions" / "tone" / version_id(made["topic"])))
+    (folder / ".versions" / "tone" / "trial.json").write_text(
+        json.dumps({"version": second, "share": 0.5, "shadow": False})
+    )
+    Folder(folder).changed()
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [3], "data": TEXTS}]}
+    seen: set[str] = set()
+    for path in ["infer"] * 30 + [f"versions/{first}/infer"] * 5:
+        answer = client.post(f"/v2/models/tone/{path}", json=body).json()
+        wanted = {first: tone, second: topic}[answer["model_version"]]
+        outputs = {output["name"]: output for output in answer["outputs"]}
+        assert outputs["probabilities"]["shape"] == [3, len(wanted[0]["probabilities"])]
+        assert near([json.loads(text) for text in outputs["answer"]["data"]], wanted)
+        assert path == "infer" or answer["model_version"] == first
+        seen.add(answer["model_version"])
+    assert seen == {first, second}
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ([], "the body: Input should be a valid dictionary"),
+        ({"inputs": [{}]}, "inputs.0.name: Field required"),
+        (
+            {"inputs": [{"name": "text", "datatype": "FP32", "shape": [1], "data": [1]}]},
+            "inputs.0.datatype: Input should be 'BYTES'",
+        ),
+        ({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["x"]}]}, "has 1 texts"),
+        ({"inputs": [{"name": "words", "datatype": "BYTES", "shape": [1], "data": ["x"]}]}, "named text is wanted"),
+        (
+            {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 9}}]},
+            "not there",
+        ),
+    ],
+)
+def test_bad_tensors_are_refused(client: TestClient, body: Any, detail: str) -> None:
+    answer = client.post("/v2/models/tone/infer", json=body)
+    assert answer.status_code == 400
+    assert detail in answer.json()["detail"]
