@@ -137,7 +137,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"method": {"name": "pasta"}, "training": {"precision": "int3"}}, 'is "auto" or "float32" or "bfloat16"'),
     ({"method": {"name": "pasta"}, "task": {"text": "a"}}, "task.text is a list, found 'a'"),
     ({"method": {"name": "pasta"}, "task": {"text": [1]}}, "task.text is a list, found [1]"),
-    ({"method": {"name": "pasta", "head": {}}}, "[method] has no key 'head'"),
+    ({"method": {"name": "pasta", "head": {}}}, "[method] has no key 'head'. The keys are"),
     *(
         ({"method": {"name": "pasta"}, table: {key: value}}, f"{table}.{key} is {wanted}, found {value}")
         for table, key, value, wanted in (

@@ -286,7 +286,7 @@ def _check_keys(keys: Any, known: Sequence[str], where: str, what: str = "key") 
     for key in keys:
         if key not in known:
             near = get_close_matches(key, known, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
+            hint = f", did you mean {near[0]!r}?" if near else "."
             raise ConfigError(f"{where} has no {what} {key!r}{hint} The {what}s are {', '.join(known)}")
 
 
