@@ -33,6 +33,7 @@ from attentune.card import TaskCard, model_card
 from attentune.errors import ConfigError, StoreError
 from attentune.heads import HeadConfig
 from attentune.method import METHODS, MethodConfig
+from attentune.tasks.verbalise import Cloze
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "task.json"
 RECIPE, METRICS, LOG, README = "recipe.toml", "metrics.json", "log.jsonl", "README.md"
@@ -56,6 +57,9 @@ class Stored:
     folder: Path
     card: TaskCard
     config: dict[str, Any]
+    """As the file says it."""
+    method: MethodConfig
+    """The config as peft makes it of the file."""
     metrics: dict[str, Any]
     recipe: str
 
@@ -171,12 +175,14 @@ def read(folder: str | Path) -> Stored:
     card = TaskCard.from_json((place / CARD).read_bytes(), f"{folder}/{CARD}")
     if card.method not in METHODS:
         raise StoreError(f"{folder} uses method {card.method!r}; known are {', '.join(METHODS)}")
-    _check_config(peft_config(place), card, folder)
+    method = peft_config(place)
+    _check_config(method, card, folder)
     _check_whole(place)
     return Stored(
         folder=place,
         card=card,
         config=_read_json(place / CONFIG),
+        method=cast("MethodConfig", method),
         metrics=_read_json(place / METRICS) if (place / METRICS).is_file() else {},
         recipe=_read_text(place / RECIPE) if (place / RECIPE).is_file() else "",
     )
@@ -206,9 +212,15 @@ def _check_config(config: Any, card: TaskCard, folder: str | Path) -> None:
     if not isinstance(config, METHODS[card.method].config):
         found = getattr(config.peft_type, "value", config.peft_type)
         raise StoreError(f"{folder} holds a {found} adapter, and its card says {card.method}")
-    head = config.head
-    if head is not None and (outputs := HeadConfig(**head).num_labels) != card.task.num_outputs:
-        raise StoreError(f"{folder} has a head of {outputs} outputs, and its card wants {card.task.num_outputs}")
+    if config.head is None:
+        return
+    head, task = HeadConfig(**config.head), card.task
+    wanted = "masked" if isinstance(task, Cloze) else task.head
+    if (head.kind, head.num_labels) != (wanted, task.num_outputs):
+        raise StoreError(
+            f"{folder} has a {head.kind} head with {head.num_labels} outputs, and its card's {task.kind} wants a "
+            f"{wanted} head with {task.num_outputs}"
+        )
 
 
 def _check_whole(folder: Path) -> None:

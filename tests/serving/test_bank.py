@@ -245,12 +245,12 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(bert: Any, tmp_path: P
 CARDS: dict[str, tuple[dict[str, Any], str]] = {
     "more labels": (
         {"task": {"kind": "classification", "labels": ["a", "b", "c", "d"], "pair": False}},
-        "wants a sequence head with 4 outputs; the adapter has a sequence head with 3",
+        "has a sequence head with 3 outputs, and its card's classification wants a sequence head with 4",
     ),
-    "tagging": ({"task": {"kind": "tagging", "labels": ["O", "B-X", "I-X"]}}, "wants a token head with 3 outputs"),
+    "tagging": ({"task": {"kind": "tagging", "labels": ["O", "B-X", "I-X"]}}, "tagging wants a token head with 3"),
     "words": (
         {"task": Cloze(("a", "b", "c"), words=("x", "y", "z")).to_card()},
-        "wants a masked head with 3 outputs",
+        "wants a masked head with 3",
     ),
     "no tokens": ({"max_length": 0}, "max_length 0; wanted is 1 at least"),
     "long": ({"max_length": 61}, "max_length 61; wanted is 1 at least, and beside 4 prompt rows .* 60 tokens"),

@@ -14,7 +14,6 @@ from typing import Any, cast
 from weakref import WeakValueDictionary
 
 import torch
-from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,7 +21,7 @@ from attentune import quantised, store
 from attentune.anatomy import max_length
 from attentune.backbones import fingerprint, load_backbone
 from attentune.card import TaskCard
-from attentune.errors import AttentuneError, ConfigError, StoreError, UnknownTaskError, UnsupportedError
+from attentune.errors import ConfigError, StoreError, UnknownTaskError, UnsupportedError
 from attentune.forward import memo, requested
 from attentune.heads import States, TaskOutput, assemble
 from attentune.method import METHODS, Group, MethodConfig
@@ -155,14 +154,6 @@ class Bank:
         """
         if name == BASE:
             raise ConfigError(f"{BASE} is the name of the bare backbone; choose another")
-        try:
-            return self._stage(name, folder)
-        except (AttentuneError, OSError):
-            raise
-        except Exception as error:  # A damaged file makes peft and the readers of JSON raise nearly anything.
-            raise StoreError(f"the adapter in {folder} cannot be read: {type(error).__name__}: {error}") from error
-
-    def _stage(self, name: str, folder: str | Path) -> Entry:
         stored = store.read(folder)
         store.check_fits(name, stored.card, self.fingerprint, self.backbone or "the bank")
         if stored.card.task.head == "language":
@@ -170,11 +161,7 @@ class Bank:
                 f"adapter {name!r} writes texts, which the bank does not serve; attentune.predict_many does"
             )
         tensors, sha256 = store.tensors(stored.folder)
-        config: Any = PeftConfig.from_pretrained(str(stored.folder))
-        if not isinstance(config, MethodConfig):
-            raise UnsupportedError(f"{folder} holds a {config.peft_type} adapter, which the bank does not serve")
-        head = Head.of(config)
-        head.check(stored.card.task)
+        config, head = stored.method, Head.of(stored.method)
         _check_card(stored.card, config, max_length(self.model.config))
         if head.kind == "masked":
             self._bring_vocabulary(name)

@@ -12,8 +12,6 @@ from attentune.errors import StoreError, UnsupportedError
 from attentune.heads import HeadConfig, States
 from attentune.method import MethodConfig
 from attentune.serving.shelf import PREFIX
-from attentune.tasks.task import Task
-from attentune.tasks.verbalise import Cloze
 
 
 @dataclass(frozen=True)
@@ -51,19 +49,6 @@ class Head:
         """Its tensors in the file."""
         place = f"{PREFIX}heads.head_{self.method}"
         return () if self.kind == "masked" else (f"{place}.out_weight", f"{place}.out_bias")
-
-    def check(self, task: Task) -> None:
-        """Whether it answers what the task asks.
-
-        Raises:
-            StoreError: it is of another kind, or has more or fewer outputs.
-        """
-        wanted = "masked" if isinstance(task, Cloze) else task.head
-        if (self.kind, self.num_labels) != (wanted, task.num_outputs):
-            raise StoreError(
-                f"the card's {task.kind} wants a {wanted} head with {task.num_outputs} outputs; the adapter has a "
-                f"{self.kind} head with {self.num_labels}"
-            )
 
     def row(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The tensors of a file -> [C*D + C], float32; [0] for a head without tensors.
