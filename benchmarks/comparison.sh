@@ -4,7 +4,7 @@
 #
 #     benchmarks/comparison.sh FOLDER_OF_SETS [SEEDS] [WORKERS]
 #
-# Goes on where it was stopped; finished runs, which are committed, are not repeated. Ten hours on one CPU core.
+# Goes on where it was stopped; finished runs, which are committed, are not repeated. Twelve hours on one CPU core.
 set -euo pipefail
 output="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/results/comparison"
 seeds="${2:-2}"
