@@ -87,3 +87,14 @@ def test_a_weight_takes_four_and_a_half_bits_and_is_not_kept_unpacked() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
         layer(x)
     assert sum(kept) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the bits of a GPU cannot be compared")
+def test_a_gpu_packs_and_multiplies_as_a_cpu_does() -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(48, 80), torch.randn(3, 80)
+    here, there = NF4Linear(weight, None), NF4Linear(weight.cuda(), None)
+    assert there.weight.cpu().equal(here.weight)
+    torch.testing.assert_close(there(x.cuda()).cpu(), here(x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(here.cuda()(x.cuda()).cpu(), there(x.cuda()).cpu())

@@ -145,7 +145,11 @@ DAMAGES: list[tuple[str, Any, str]] = [
     (store.CARD, {"calibration": {"temperature": "hot"}}, "is no task card: could not convert"),
     (store.CARD, {"backbone": "x"}, "is no task card"),
     (store.CARD, {"method": "sixth"}, "uses method 'sixth'; known are tiny_attention"),
-    (store.CARD, {"task": {"kind": "classification", "labels": ["a", "b", "c"], "pair": False}}, "classification wants a sequence head with 3"),
+    (
+        store.CARD,
+        {"task": {"kind": "classification", "labels": ["a", "b", "c"], "pair": False}},
+        "classification wants a sequence head with 3",
+    ),
     (store.CONFIG, {"peft_type": "FOO"}, "names peft_type 'FOO', which peft does not know"),
     (store.CONFIG, b'{"peft_type": "LORA"}', "holds a LORA adapter, and its card says pasta"),
     (store.CONFIG, {"layers_to_transform": "x"}, "layers_to_transform is a list of blocks, counted from 0, found 'x'"),
