@@ -21,6 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from overheads import SIZES, shown
 from pages import RESULTS, Row
+from serving import MIXED
 
 from attentune.evaluation.pictures import COLOURS, svg
 
@@ -71,7 +72,11 @@ FIVE = ("pasta", "tiny_attention", "prefix_propagation", "attempt", "kernel_mix"
 TARGETS = [
     *(
         Target(f"1,000 tasks of {shown(name)}, {traffic} / bare", served(name, "1,000", traffic), 0.95)
-        for name in (*FIVE, "all five")
+        for name in FIVE
+        for traffic in ("uniform", "zipf")
+    ),
+    *(
+        Target(f"1,000 tasks, the five methods in turn, {traffic} / bare", served(MIXED, "1,000", traffic), 0.95)
         for traffic in ("uniform", "zipf")
     ),
     Target(
@@ -188,12 +193,14 @@ def growth_in_size(found: Found, panel: Axes) -> None:
 
 def growth_in_tasks(found: Found, panel: Axes) -> None:
     """Throughput of mixed batches by the number of tasks."""
-    for i, name in enumerate(FIVE):
+    for i, name in enumerate((*FIVE, MIXED)):
         figures: dict[str, float] = found["serving"]["throughput"][name]
         some = [
             (int(key.split()[0].replace(",", "")), value) for key, value in figures.items() if key.endswith("uniform")
         ]
-        panel.plot(*zip(*some, strict=True), "o-", color=COLOURS[i], label=shown(name), markersize=4)
+        panel.plot(
+            *zip(*some, strict=True), "o-", color=COLOURS[i], label=name if name == MIXED else shown(name), markersize=4
+        )
     panel.set(xscale="log", xlabel="K, tasks", ylabel="rows a second, of the bare backbone's", ylim=(0.8, 1.05))
 
 

@@ -259,7 +259,11 @@ def markdown(results: dict[str, Any]) -> str:
         lines += [
             f"Throughput of mixed batches, of the bare backbone's ({results['batch']}); methods that put a prompt"
         ]
-        lines += ["in front are measured against the backbone at T + m. Medians over turns.", ""]
+        lines += [
+            "in front are measured against the backbone at T + m. Medians over turns.",
+            f"{results['dates']['throughput']}.",
+            "",
+        ]
         lines += [f"| method | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
         lines += [
             f"| {name} | " + " | ".join(shown(row[c]) if c in row else "" for c in columns) + " |"
@@ -271,7 +275,7 @@ def markdown(results: dict[str, Any]) -> str:
             "",
             f"## {part.replace('_', ' ').capitalize()}",
             "",
-            about,
+            f"{about} {results['dates'][part]}.",
             "",
             "| figure | value |",
             "| --- | ---: |",
@@ -314,6 +318,7 @@ def main() -> None:
     for part in sizes.parts:
         with TemporaryDirectory() as scratch:
             results[part] = PARTS[part](Path(scratch), sizes)
+        results["dates"] = {**results.get("dates", {}), part: results["date"]}
         print(json.dumps({part: results[part]}), file=sys.stderr)
         if not sizes.quick:
             save("serving", results, markdown(results))
