@@ -23,7 +23,7 @@ from overheads import SIZES, shown
 from pages import RESULTS, Row
 from serving import MIXED
 
-from attentune.evaluation.pictures import COLOURS, svg
+from attentune.evaluation.pictures import COLOURS, GREY, svg
 
 QUICK = ["--quick"]
 PARTS = {
@@ -164,12 +164,18 @@ def page(found: Found) -> str:
     return "\n".join(text) + "\n"
 
 
+def band(found: Found, panel: Axes) -> None:
+    """What is within the noise."""
+    panel.axhspan(1 - noise(found), 1 + noise(found), color=GREY, alpha=0.15, linewidth=0, label="where equal things lie")
+
+
 def growth_in_length(found: Found, panel: Axes) -> None:
     """Forward against bare (at T + m) by T."""
     rows: list[Row] = [row for row in found["overheads"]["rows"] if row["size"] == "small"]
     for i, name in enumerate((*FIVE, "lora")):
         some = sorted((r["T"], r["forward / bare at T + m"]) for r in rows if r["contender"] == name)
         panel.plot(*zip(*some, strict=True), "o-", color=COLOURS[i], label=shown(name), markersize=4)
+    band(found, panel)
     panel.set(xscale="log", xlabel="T", ylabel="forward / bare (at T + m)")
 
 
@@ -188,6 +194,7 @@ def growth_in_size(found: Found, panel: Axes) -> None:
             label=shown(name),
             markersize=4,
         )
+    band(found, panel)
     panel.set(xscale="log", xlabel="million numbers in the blocks", ylabel="forward / bare (at T + m), T = 64")
 
 
@@ -217,7 +224,7 @@ def drawn(draw: Callable[[Found, Axes], None], found: Found) -> str:
     FigureCanvasSVG(figure)
     panel = figure.subplots()
     panel.spines[["top", "right"]].set_visible(False)
-    panel.axhline(1, color="#8a8f98", linewidth=1)
+    panel.axhline(1, color=GREY, linewidth=1)
     draw(found, panel)
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return svg(figure)
