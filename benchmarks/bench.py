@@ -166,7 +166,9 @@ def page(found: Found) -> str:
 
 def band(found: Found, panel: Axes) -> None:
     """What is within the noise."""
-    panel.axhspan(1 - noise(found), 1 + noise(found), color=GREY, alpha=0.15, linewidth=0, label="where equal things lie")
+    panel.axhspan(
+        1 - noise(found), 1 + noise(found), color=GREY, alpha=0.15, linewidth=0, label="where equal things lie"
+    )
 
 
 def growth_in_length(found: Found, panel: Axes) -> None:
