@@ -121,7 +121,7 @@ def _predictor(
     quantise: str | None = None,
 ) -> Predictor:
     base, tokenizer = load_fitting(stored, backbone, dtype)
-    where = device or ("cuda" if torch.cuda.is_available() and not quantised.on_cpu_only(quantise) else "cpu")
+    where = quantised.device_for(quantise, device)
     cast("nn.Module", base).to(where)
     if quantise is not None:
         quantised.quantise(base, quantise)

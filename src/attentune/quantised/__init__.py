@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -32,6 +33,11 @@ def quantise(model: nn.Module, how: str) -> None:
                 if isinstance(child, (nn.Linear, Conv1D)):
                     weight = child.weight.T if isinstance(child, Conv1D) else child.weight
                     setattr(parent, name, FORMS[how](weight, child.bias).train(child.training))
+
+
+def device_for(how: str | None, wanted: str | torch.device | None = None) -> str | torch.device:
+    """Where a backbone goes: as wanted, else to the GPU where there is one and its quantisation may be there."""
+    return wanted or ("cuda" if torch.cuda.is_available() and not on_cpu_only(how) else "cpu")
 
 
 def on_cpu_only(how: str | None) -> bool:

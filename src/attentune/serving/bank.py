@@ -80,8 +80,8 @@ class Bank:
         hot_bytes: int | None = None,
         warm_bytes: int | None = None,
     ) -> None:
-        """Load the backbone, in `dtype` or that of its file; with `quantise` its blocks multiply in
-        "int8", on a CPU, or keep their weights in 4 bits, "nf4".
+        """Load the backbone, in `dtype` or that of its file; with `quantise` its blocks multiply in "int8", on a CPU,
+        or keep their weights in 4 bits, "nf4".
 
         `hot_bytes` bounds what adapters take on the device, `warm_bytes` in memory (on a CPU only the latter counts);
         what does not fit is read from its folder when it is asked for.
@@ -90,9 +90,7 @@ class Bank:
         base = load_backbone(backbone, dtype) if isinstance(backbone, str) else backbone
         self.fingerprint = fingerprint(base)
         self.model = TaskModel(base).eval().requires_grad_(False)
-        self.model.to(
-            device or ("cuda" if torch.cuda.is_available() and not quantised.on_cpu_only(quantise) else "cpu")
-        )
+        self.model.to(quantised.device_for(quantise, device))
         if quantise is not None:
             quantised.quantise(self.model.backbone, quantise)
         self.tiers = Tiers(self._read, self.model.device, hot_bytes, warm_bytes)

@@ -80,7 +80,7 @@ class Registry:
                 # A version that was cold and has moved meanwhile, perhaps by another server that is not done yet.
                 with self._changing, self.folder.alone():
                     self.catch_up()
-                    with suppress(Exception):
+                    with suppress(AttentuneError, OSError):
                         self._load(name)
                     if self._tasks.get(name) == served and self._serves(served, heard, unheard):
                         raise

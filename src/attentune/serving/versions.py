@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attentune.errors import StoreError
+from attentune.errors import AttentuneError, StoreError
 from attentune.serving.bank import Bank, Entry
 from attentune.serving.folder import Folder, version_id
 
@@ -53,7 +53,7 @@ def read(name: str, folder: Folder, bank: Bank, old: Served | None = None) -> Se
     for place in folder.others(name):
         if place.name == active.id:
             continue
-        with suppress(Exception):
+        with suppress(AttentuneError, OSError):
             version = _version(name, place, bank, known)
             if trial is not None and trial["version"] == version.id:
                 served.trial = Trial(version, trial["share"], trial["shadow"])
