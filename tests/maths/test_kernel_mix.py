@@ -15,8 +15,8 @@ from attentune.methods.kernel_mix import (
     edit_value,
     from_heads,
     into_sum,
-    linear,
     merge,
+    narrow,
     per_head,
 )
 
@@ -29,7 +29,7 @@ EDITS = {Site.QUERY: edit_query, Site.VALUE: edit_value, Site.OUTPUT: edit_outpu
 
 def added(change: Change) -> torch.Tensor:
     """What one change adds to nothing."""
-    return add(change.x.new_zeros(*change.x.shape[:2], change.b.shape[1]), [change], None)
+    return add(change.x.new_zeros(*change.x.shape[:2], change.b.shape[2]), [change], None)
 
 
 def slices(x, count):
@@ -83,10 +83,11 @@ def test_into_sum(seed, batch, length, H, d, r, width, how):
 
 @few
 @given(seeds, small, small, small, small, rows)
-def test_linear(seed, batch, length, i, o, how):
+def test_narrow(seed, batch, length, i, o, how):
     draw = Drawer(seed, batch, how)
     x, w = draw.tensor(batch, length, i), draw.params(o, i)
-    close(linear(x, w), everywhere(lambda t, matrix: apply(matrix, t), x, w))
+    found = narrow(x, w).transpose(1, 2).reshape(batch, length, o)
+    close(found, everywhere(lambda t, matrix: apply(matrix, t), x, w))
 
 
 def draw_site(draw, site, cfg, H, d, width):

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from attentune.dropout import dropout
 from attentune.errors import ConfigError
@@ -67,7 +66,7 @@ class KernelMixConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class Change:
-    """B A x: x [B,T,i], a [R,r,i], b [R,o,r]."""
+    """B A x: x [B,T,i], a [R,r,i], b [R,r,o], the transpose of B."""
 
     x: Tensor
     a: Tensor
@@ -76,17 +75,17 @@ class Change:
 
 def per_head(x: Tensor, a: Tensor, b: Tensor) -> Change:
     """B_h A_h x for every head.  x [B,T,D], a [R,H,r,D], b [R,H,d,r] -> o = H*d"""
-    return Change(x, a.flatten(1, 2), spread(b))
+    return Change(x, a.flatten(1, 2), spread(b.transpose(2, 3)))
 
 
 def from_heads(x: Tensor, a: Tensor, b: Tensor) -> Change:
     """B_h A_h x_h, each head reading its own slice.  x [B,T,H*d], a [R,H,r,d], b [R,H,d,r] -> o = H*d"""
-    return Change(x, spread(a), spread(b))
+    return Change(x, spread(a), spread(b.transpose(2, 3)))
 
 
 def into_sum(x: Tensor, a: Tensor, b: Tensor) -> Change:
     """sum_h B_h A_h x_h.  x [B,T,H*d], a [R,H,r,d], b [R,H,D,r] -> o = D"""
-    return Change(x, spread(a), b.transpose(1, 2).flatten(2))
+    return Change(x, spread(a), b.transpose(2, 3).flatten(1, 2))
 
 
 def spread(w: Tensor) -> Tensor:
@@ -94,13 +93,7 @@ def spread(w: Tensor) -> Tensor:
 
     A few heads' small ranks are cheaper as one matrix product than as one a head with transposes around it.
     """
-    here = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
-    return (w[:, :, :, None] * here[:, None, :, None]).flatten(3, 4).flatten(1, 2)
-
-
-def linear(x: Tensor, w: Tensor) -> Tensor:
-    """X [B,T,i], w [R,o,i] -> [B,T,o]"""
-    return F.linear(x, w[0]) if len(w) == 1 else torch.bmm(x, w.transpose(1, 2))
+    return torch.diag_embed(w.permute(0, 2, 3, 1), dim1=1, dim2=3).flatten(3, 4).flatten(1, 2)
 
 
 def add(y: Tensor, changes: Sequence[Change], bias: Tensor | None) -> Tensor:
@@ -112,28 +105,35 @@ def add(y: Tensor, changes: Sequence[Change], bias: Tensor | None) -> Tensor:
             same.append([change])
         else:
             mine.append(change)
-    inner = [linear(some[0].x, _joined([change.a for change in some], 1)) for some in same]
+    inner = [narrow(some[0].x, _joined([change.a for change in some])) for some in same]
     outer = [change.b for some in same for change in some]
     if bias is not None:
-        inner.append(y.new_ones(*y.shape[:2], 1))
-        outer.append(bias[..., None])
+        rows = len(bias)
+        inner.append(y.new_ones(rows, 1, y.shape[0] * y.shape[1] // rows))
+        outer.append(bias[:, None])
     if not inner:
         return y
-    narrow, wide = _joined(inner, -1), _joined(outer, 2).transpose(1, 2)
-    if len(wide) > 1:
-        return torch.baddbmm(y, narrow, wide)
-    return torch.addmm(y.flatten(0, 1), narrow.flatten(0, 1), wide[0]).view_as(y)
+    wide = _joined(outer)
+    return torch.baddbmm(y.reshape(len(wide), -1, y.shape[-1]), _joined(inner).transpose(1, 2), wide).view_as(y)
 
 
-def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+def narrow(x: Tensor, a: Tensor) -> Tensor:
+    """X [B,T,i], a [R,r,i] -> [R,r,T], or [1,r,B*T] for one adapter.
+
+    A few rows times X^T: the library has faster kernels for it than for X times a few columns.
+    """
+    return torch.bmm(a, x.reshape(len(a), -1, x.shape[-1]).transpose(1, 2))
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), 1)
 
 
 def _shared(cfg: KernelMixConfig, p: Params, x: Tensor) -> list[Change]:
     if "shared_a" not in p:
         return []
-    scale = _scale(cfg, p)
-    return [Change(x, p["shared_a"], p["shared_b"] if scale == 1 else scale * p["shared_b"])]
+    scale, b = _scale(cfg, p), p["shared_b"].transpose(1, 2)
+    return [Change(x, p["shared_a"], b if scale == 1 else scale * b)]
 
 
 def _scale(cfg: KernelMixConfig, p: Params) -> float:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from attentune.sites.stack import Stack
 
 
+FRESH = (nn.Linear, nn.LayerNorm)
+"""Hosts whose output is a tensor of its own, which nobody else holds."""
+
+
 class AdapterLayer(nn.Module, BaseTunerLayer):
     """Tensors by adapter name, in the containers that peft saves, switches and deletes."""
 
@@ -180,7 +184,9 @@ class SiteLayer(AdapterLayer):
         if group.rows is None:
             return self._edit_part(group, x, y, view)
         part = self._edit_part(group, x.index_select(0, group.rows), y.index_select(0, group.rows), view)
-        return y.index_copy(0, group.rows, part)
+        # Copying the whole batch for some rows of it costs more than many an edit.
+        in_place = isinstance(self._host[0], FRESH) and not torch.is_grad_enabled()
+        return (y.index_copy_ if in_place else y.index_copy)(0, group.rows, part)
 
     def _edit_part(self, group: Group, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
         i, n = self.place.part
