@@ -135,17 +135,24 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _work(function: Callable[[Item], Result], item: Item) -> Result:
+    """On a worker of Ray, which nobody makes ready before."""
+    keep_freed_memory()
+    return function(item)
+
+
 class _Ray(_Workplace[Item, Result]):
     """A Ray cluster; each item takes one CPU, and one GPU where the cluster has any."""
 
     def __init__(self, function: Callable[[Item], Result], workers: int, address: str) -> None:
         self.ray, self.fresh = join(address, num_cpus=workers)
         gpus = 1 if self.ray.cluster_resources().get("GPU") else 0
-        self.task: Any = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function)
+        self.function = function
+        self.task: Any = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_work)
 
     def start(self, item: Item) -> Any:
         """Hand it over."""
-        return self.task.remote(item)
+        return self.task.remote(self.function, item)
 
     def finished(self, tickets: list[Any]) -> Iterator[tuple[Any, Result]]:
         """Wait."""

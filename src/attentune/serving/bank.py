@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import math
 import threading
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakValueDictionary
@@ -24,9 +22,11 @@ from attentune.card import TaskCard
 from attentune.errors import ConfigError, StoreError, UnknownTaskError, UnsupportedError
 from attentune.forward import memo, requested
 from attentune.heads import States, TaskOutput, assemble
-from attentune.method import METHODS, Group, MethodConfig
+from attentune.method import METHODS, MethodConfig
 from attentune.model import TaskModel
+from attentune.serving.entry import Entry, check_card, check_known, flat_row
 from attentune.serving.head import Head
+from attentune.serving.held import Held, answers, first_block, groups, parts
 from attentune.serving.sharing import plan
 from attentune.serving.shelf import Shelf, digest, frozen_tensors
 from attentune.serving.tiers import Tiers
@@ -34,32 +34,6 @@ from attentune.sites import Stack
 from attentune.sites.fan import Fan, fanned
 from attentune.sites.rows import BASE, RowRequest
 from attentune.vocabulary import vocabulary_head
-
-
-@dataclass(eq=False)
-class Entry:
-    """One version of one task; a replaced task is another entry."""
-
-    name: str
-    folder: Path
-    """Where it is read from when it is cold; a version that moves takes its entry along."""
-    card: TaskCard
-    shelf: Shelf
-    head: Head
-    bytes: int
-    """Of its row."""
-    sha256: str
-    """Of its file of tensors: another one in its place, read when it is cold, would be another version."""
-    prompts: tuple[str, ...] = ()
-    """What its method mixes for every text, in the order of the weights; most methods mix nothing."""
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """A version of a task with its row: what happens to the task or its folder meanwhile does not matter."""
-
-    entry: Entry
-    row: Tensor
 
 
 class Bank:
@@ -160,12 +134,12 @@ class Bank:
             )
         tensors, sha256 = store.tensors(stored.folder)
         config, head = stored.method, Head.of(stored.method)
-        _check_card(stored.card, config, max_length(self.model.config))
+        check_card(stored.card, config, max_length(self.model.config))
         if head.kind == "masked":
             self._bring_vocabulary(name)
         shelf = self._shelf(config, tensors)
-        _check_known(shelf, head, config, tensors)
-        row = _row(shelf, head, tensors)
+        check_known(shelf, head, config, tensors)
+        row = flat_row(shelf, head, tensors)
         prompts = METHODS[stored.card.method].mixes(config)
         entry = Entry(name, stored.folder, self._intern(stored.card), shelf, head, row.nbytes, sha256, prompts)
         self.tiers.put(entry, row)
@@ -216,7 +190,7 @@ class Bank:
         with self._running, torch.inference_mode():
             self._clear()
             states = self._states(held, {key: value.to(self.model.device) for key, value in given.items()})
-            output = assemble(list(_answers(held, states)), states)
+            output = assemble(list(answers(held, states)), states)
             if prompt_attention:
                 output.prompt_attention = _per_row(memo(self.model, "prompt_attention"), len(held))
             return output
@@ -224,14 +198,14 @@ class Bank:
     def _states(self, held: Sequence[Held | None], given: Mapping[str, Tensor]) -> States:
         """The rows through the backbone, [B,T] each; one text for many tasks is one row until they part."""
         stack = next((m for m in self.model.backbone.modules() if isinstance(m, Stack)), None)
-        shared = None if stack is None else plan(given, _parts(held, stack))
+        shared = None if stack is None else plan(given, parts(held, stack))
         if stack is None or shared is None:
             with self._requested(held):
                 return self.model.states(**given)
         lead = torch.tensor(shared.lead, device=self.model.device)
-        apart = [held[i] if _first(held[i], stack) < shared.block else None for i in shared.lead]
+        apart = [held[i] if first_block(held[i], stack) < shared.block else None for i in shared.lead]
         rows = torch.tensor(shared.rows, device=lead.device)
-        fan = Fan(shared.block, rows, tuple(_groups(held, lead.device)), len(lead))
+        fan = Fan(shared.block, rows, tuple(groups(held, lead.device)), len(lead))
         with self._requested(apart), fanned(stack, fan):
             states = self.model.states(**{key: value.index_select(0, lead) for key, value in given.items()})
         return replace(states, mask=given["attention_mask"], tokens=given["input_ids"])
@@ -239,14 +213,14 @@ class Bank:
     def _requested(self, held: Sequence[Held | None]) -> AbstractContextManager[None]:
         names = [BASE if one is None else one.entry.name for one in held]
         device = self.model.device
-        return requested(self.model, RowRequest.given(names, tuple(_groups(held, device)), device))
+        return requested(self.model, RowRequest.given(names, tuple(groups(held, device)), device))
 
     def _read(self, key: Hashable) -> Tensor:
         entry = cast("Entry", key)
         tensors, sha256 = store.tensors(entry.folder)
         if sha256 != entry.sha256:
             raise StoreError(f"the tensors of {entry.name!r} are others than when it was checked")
-        return _row(entry.shelf, entry.head, tensors)
+        return flat_row(entry.shelf, entry.head, tensors)
 
     def _bring_vocabulary(self, task: str) -> None:
         """The backbone's masked-LM head, when the first task asks for it."""
@@ -287,70 +261,6 @@ class Bank:
         )
 
 
-def _check_card(card: TaskCard, config: MethodConfig, room: int | None) -> None:
-    """Whether its texts fit into the backbone's `room` positions beside the prompt, and its temperature is one."""
-    prompt = METHODS[card.method].prompt_length(config)
-    longest = math.inf if room is None else room - prompt
-    if not 1 <= card.max_length <= longest:
-        raise StoreError(
-            f"the card has max_length {card.max_length}; wanted is 1 at least"
-            + ("" if room is None else f", and beside {prompt} prompt rows the backbone has room for {longest} tokens")
-        )
-    temperature = card.calibration.temperature
-    if not 0 < temperature < math.inf:
-        raise StoreError(f"the card has the temperature {temperature}; wanted is a finite number above 0")
-
-
-def _check_known(shelf: Shelf, head: Head, config: MethodConfig, tensors: Mapping[str, Tensor]) -> None:
-    known = {part.name for part in shelf.parts} | set(head.names) | set(frozen_tensors(config, tensors))
-    if unknown := sorted(set(tensors) - known):
-        raise StoreError(f"the adapter does not fit this backbone: it has {len(unknown)} unknown tensors, {unknown[0]}")
-
-
-def _row(shelf: Shelf, head: Head, tensors: Mapping[str, Tensor]) -> Tensor:
-    """[N + M]: the method's tensors, then the head's."""
-    return torch.cat([shelf.row(tensors), head.row(tensors)])
-
-
-def _first(one: Held | None, stack: Stack) -> int:
-    """The block at which a row's adapter first edits something; past the last joint for none that does."""
-    last = stack.joints.stop - 1
-    first = last if one is None else min(one.entry.shelf.first, last)
-    return first if first in stack.joints else 0
-
-
-def _parts(held: Sequence[Held | None], stack: Stack) -> list[int]:
-    """[B] the block at which each row may part from its like; [0, ...] where rows are put in front."""
-    if any(one is not None and one.entry.shelf.widens for one in held):
-        return [0] * len(held)
-    return [_first(one, stack) for one in held]
-
-
-def _groups(held: Sequence[Held | None], device: torch.device) -> Iterable[Group]:
-    """The rows of each shelf together."""
-    members: defaultdict[Shelf, list[int]] = defaultdict(list)
-    for i, one in enumerate(held):
-        if one is not None:
-            members[one.entry.shelf].append(i)
-    # One slice a row: the shelf tells tasks apart by it.
-    bodies = {id(one.row): one.row[: one.entry.shelf.size] for one in held if one is not None}
-    for shelf, at in members.items():
-        index = None if len(at) == len(held) else torch.tensor(at, device=device)
-        yield shelf.group([bodies[id(cast("Held", held[i]).row)] for i in at], index)
-
-
 def _per_row(found: Tensor | list[Tensor | None] | None, batch: int) -> list[Tensor | None]:
     """What a forward left, an entry a row."""
     return [None] * batch if found is None else list(found)
-
-
-def _answers(held: Sequence[Held | None], states: States) -> Iterable[tuple[Tensor, Tensor]]:
-    """The rows of each kind of head together: (rows, logits)."""
-    members: defaultdict[Head, list[int]] = defaultdict(list)
-    for i, one in enumerate(held):
-        if one is not None:
-            members[one.entry.head].append(i)
-    heads = {id(one.row): one.row[one.entry.shelf.size :] for one in held if one is not None}
-    for head, at in members.items():
-        index = torch.tensor(at, device=states.last.device)
-        yield index, head.answer([heads[id(cast("Held", held[i]).row)] for i in at], index, states)

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from attentune.errors import ConfigError, OverloadedError, UnsupportedError
-from attentune.serving.bank import Held
+from attentune.serving.held import Held
 from attentune.tasks.task import Inputs, Logits
 
 

@@ -19,8 +19,10 @@ from attentune.batches import joined, logits_by_sequence
 from attentune.confidence import answers, check_wishes
 from attentune.errors import AttentuneError
 from attentune.predict import mixes_nothing
-from attentune.serving.bank import Bank, Entry, Held
+from attentune.serving.bank import Bank
 from attentune.serving.batcher import Batcher, Piece
+from attentune.serving.entry import Entry
+from attentune.serving.held import Held
 from attentune.tasks import Answer, Features
 from attentune.tasks.inputs import Input, as_row
 from attentune.tasks.task import Logits, pad_inputs

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from attentune import store
 from attentune.errors import AttentuneError, ConfigError, ConflictError, StoreError, UnknownTaskError
-from attentune.serving.bank import Bank, Held
+from attentune.serving.bank import Bank
 from attentune.serving.folder import Folder, check_name, version_id, writing
+from attentune.serving.held import Held
 from attentune.serving.versions import Served, Trial, Version, read
 from attentune.tasks import Task
 

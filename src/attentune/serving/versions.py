@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attentune.errors import AttentuneError, StoreError
-from attentune.serving.bank import Bank, Entry
+from attentune.serving.bank import Bank
+from attentune.serving.entry import Entry
 from attentune.serving.folder import Folder, version_id
 
 

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from attentune.card import TaskCard
 from attentune.errors import DataError, UnknownTaskError
-from attentune.serving.bank import Entry
+from attentune.serving.entry import Entry
 from attentune.serving.keys import Key
 from attentune.serving.service import Service, Wanted
 from attentune.tasks import Answer, Task

@@ -1,0 +1,69 @@
+"""One version of one task: what it is made of, and whether it fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attentune.card import TaskCard
+from attentune.errors import StoreError
+from attentune.method import METHODS, MethodConfig
+from attentune.serving.head import Head
+from attentune.serving.shelf import Shelf, frozen_tensors
+
+
+@dataclass(eq=False)
+class Entry:
+    """One version of one task; a replaced task is another entry."""
+
+    name: str
+    folder: Path
+    """Where it is read from when it is cold; a version that moves takes its entry along."""
+    card: TaskCard
+    shelf: Shelf
+    head: Head
+    bytes: int
+    """Of its row."""
+    sha256: str
+    """Of its file of tensors: another one in its place, read when it is cold, would be another version."""
+    prompts: tuple[str, ...] = ()
+    """What its method mixes for every text, in the order of the weights; most methods mix nothing."""
+
+
+def check_card(card: TaskCard, config: MethodConfig, room: int | None) -> None:
+    """Whether its texts fit into the backbone's `room` positions beside the prompt, and its temperature is one.
+
+    Raises:
+        StoreError: they do not, or it is none.
+    """
+    prompt = METHODS[card.method].prompt_length(config)
+    longest = math.inf if room is None else room - prompt
+    if not 1 <= card.max_length <= longest:
+        raise StoreError(
+            f"the card has max_length {card.max_length}; wanted is 1 at least"
+            + ("" if room is None else f", and beside {prompt} prompt rows the backbone has room for {longest} tokens")
+        )
+    temperature = card.calibration.temperature
+    if not 0 < temperature < math.inf:
+        raise StoreError(f"the card has the temperature {temperature}; wanted is a finite number above 0")
+
+
+def check_known(shelf: Shelf, head: Head, config: MethodConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Whether the shelf and the head have a place for every tensor.
+
+    Raises:
+        StoreError: there is a tensor without one.
+    """
+    known = {part.name for part in shelf.parts} | set(head.names) | set(frozen_tensors(config, tensors))
+    if unknown := sorted(set(tensors) - known):
+        raise StoreError(f"the adapter does not fit this backbone: it has {len(unknown)} unknown tensors, {unknown[0]}")
+
+
+def flat_row(shelf: Shelf, head: Head, tensors: Mapping[str, Tensor]) -> Tensor:
+    """[N + M]: the method's tensors, then the head's."""
+    return torch.cat([shelf.row(tensors), head.row(tensors)])

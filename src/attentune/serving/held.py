@@ -1,0 +1,65 @@
+"""The tasks of a batch, one held for each row: their groups, where rows part, and their answers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from attentune.heads import States
+from attentune.method import Group
+from attentune.serving.entry import Entry
+from attentune.serving.head import Head
+from attentune.serving.shelf import Shelf
+from attentune.sites import Stack
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A version of a task with its row: what happens to the task or its folder meanwhile does not matter."""
+
+    entry: Entry
+    row: Tensor
+
+
+def first_block(one: Held | None, stack: Stack) -> int:
+    """The block at which a row's adapter first edits something; past the last joint for none that does."""
+    last = stack.joints.stop - 1
+    first = last if one is None else min(one.entry.shelf.first, last)
+    return first if first in stack.joints else 0
+
+
+def parts(held: Sequence[Held | None], stack: Stack) -> list[int]:
+    """[B] the block at which each row may part from its like; [0, ...] where rows are put in front."""
+    if any(one is not None and one.entry.shelf.widens for one in held):
+        return [0] * len(held)
+    return [first_block(one, stack) for one in held]
+
+
+def groups(held: Sequence[Held | None], device: torch.device) -> Iterable[Group]:
+    """The rows of each shelf together."""
+    members: defaultdict[Shelf, list[int]] = defaultdict(list)
+    for i, one in enumerate(held):
+        if one is not None:
+            members[one.entry.shelf].append(i)
+    # One slice a row: the shelf tells tasks apart by it.
+    bodies = {id(one.row): one.row[: one.entry.shelf.size] for one in held if one is not None}
+    for shelf, at in members.items():
+        index = None if len(at) == len(held) else torch.tensor(at, device=device)
+        yield shelf.group([bodies[id(cast("Held", held[i]).row)] for i in at], index)
+
+
+def answers(held: Sequence[Held | None], states: States) -> Iterable[tuple[Tensor, Tensor]]:
+    """The rows of each kind of head together: (rows, logits)."""
+    members: defaultdict[Head, list[int]] = defaultdict(list)
+    for i, one in enumerate(held):
+        if one is not None:
+            members[one.entry.head].append(i)
+    heads = {id(one.row): one.row[one.entry.shelf.size :] for one in held if one is not None}
+    for head, at in members.items():
+        index = torch.tensor(at, device=states.last.device)
+        yield index, head.answer([heads[id(cast("Held", held[i]).row)] for i in at], index, states)
