@@ -15,6 +15,10 @@ half-width h is within
 of it (Trefethen, Approximation Theory and Approximation Practice, theorem 8.2), for every y below pi/s. The row's query
 range is cut into P equal panels; P and n follow from (query range, s, wanted error) alone. f is evaluated exactly at
 the P n points, cost P n T, and each query looks up its panel's polynomial, cost n T, instead of T^2.
+
+Rows and heads share P and n. Those whose product of range and s is below the largest get a wider range, of the same
+product: the bound is the same, and the gradient, a difference of the nodes' values over the panel's width, does not
+grow out of their rounding where queries are nearly equal.
 """
 
 from __future__ import annotations
@@ -40,6 +44,10 @@ REACH = 600.0
 """Largest |q| times key spread of a causal row: exp(-600) is still a number in float64, to all its digits."""
 LEAST = 1024
 """Below so many queries attention itself takes too little time to gain on."""
+LEAST_PRODUCT = 1.0
+"""Ranges are widened to it at least, so that equal queries have a gradient."""
+NARROWEST = 1e-30
+"""Keys that spread less count as so far apart; what they attend to is as good as constant."""
 MARGIN = 1.5
 """How many times fewer steps there must be before the other way is taken."""
 
@@ -64,6 +72,8 @@ def bound(product: float, panels: int, nodes: int) -> float:
     for part in STRIPS:
         semi = 2 * math.pi * part * panels / product
         rho = semi + math.hypot(semi, 1.0)
+        if rho == 1:
+            return math.inf
         least = min(least, 4 / (math.cos(math.pi * part / 2) * (rho - 1)) * rho ** (1 - nodes))
     return least
 
@@ -71,8 +81,6 @@ def bound(product: float, panels: int, nodes: int) -> float:
 @lru_cache(maxsize=4096)
 def plan(product: float, error: float = ERROR) -> Plan | None:
     """The cheapest panels and nodes with at most this error for long rows; None where there are none."""
-    if product <= 0:
-        return Plan(1, 1)
     found: list[Plan] = []
     for panels in range(1, MOST_PANELS + 1):
         nodes = next((n for n in range(2, MOST_NODES + 1) if bound(product, panels, n) <= error), None)
@@ -83,22 +91,43 @@ def plan(product: float, error: float = ERROR) -> Plan | None:
 
 def spread(keys: Tensor, allowed: Tensor | None) -> Tensor:
     """Max minus min of the keys that may be attended to.  keys [B,h,Tk,1], allowed [B,1,1,Tk] bool -> [B,h,1,1]"""
-    if allowed is None:
-        low, high = keys.aminmax(dim=-2, keepdim=True)
-        return high - low
-    there = allowed.transpose(-1, -2)
-    low = keys.masked_fill(~there, math.inf).amin(-2, keepdim=True)
-    high = keys.masked_fill(~there, -math.inf).amax(-2, keepdim=True)
+    low, high = _ends(keys, allowed)
     return (high - low).clamp(min=0)
 
 
-def product_of(queries: Tensor, keys: Tensor, allowed: Tensor | None) -> float:
-    """The largest product of query range and key spread over all rows and heads, rounded up to a quarter of a power
-    of two: a plan for it is safe, and few plans are made.  queries [B,h,Tq,1], the others as of `spread`
+def _middle(keys: Tensor, allowed: Tensor | None) -> Tensor:
+    """Of the keys that may be attended to, [B,h,1,1]; 0 where there are none."""
+    low, high = _ends(keys, allowed)
+    return torch.where(high < low, 0.0, low + (high - low) / 2)
+
+
+def _ends(keys: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    if allowed is None:
+        low, high = keys.aminmax(dim=-2, keepdim=True)
+        return low, high
+    there = allowed.transpose(-1, -2)
+    low = keys.masked_fill(~there, math.inf).amin(-2, keepdim=True)
+    high = keys.masked_fill(~there, -math.inf).amax(-2, keepdim=True)
+    return low, high
+
+
+def range_of(queries: Tensor, keys: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor, float]:
+    """The lowest query and the range [B,h,1,1] that every row's and head's panels cover, and the product of range and
+    key spread, which is the same for all; at least float32.  queries [B,h,Tq,1], the others as of `spread`
     """
-    low, high = queries.aminmax(dim=-2, keepdim=True)
-    found = float(((high - low) * spread(keys, allowed)).max())
-    return found if found <= 0 or not math.isfinite(found) else 2 ** (math.ceil(4 * math.log2(found)) / 4)
+    low, high = (_wide(end) for end in queries.aminmax(dim=-2, keepdim=True))
+    apart = _wide(spread(keys, allowed))
+    product = ((high - low) * apart).amax().clamp(min=LEAST_PRODUCT)
+    width = product / apart.clamp(min=NARROWEST)
+    return (low + high - width) / 2, width, float(product)
+
+
+def product_of(queries: Tensor, keys: Tensor, allowed: Tensor | None) -> float:
+    """The product of query range and key spread, rounded up to a quarter of a power of two: a plan for it is safe, and
+    few plans are made. Arguments as of `range_of`.
+    """
+    found = range_of(queries, keys, allowed)[2]
+    return 2 ** (math.ceil(4 * math.log2(found)) / 4) if math.isfinite(found) else found
 
 
 def faster(queries: Tensor, keys: Tensor, allowed: Tensor | None, causal: bool = False) -> Plan | None:
@@ -110,13 +139,21 @@ def faster(queries: Tensor, keys: Tensor, allowed: Tensor | None, causal: bool =
     if count[0] < LEAST or torch.compiler.is_compiling() or (causal and count[0] != count[1]):
         return None
     queries, keys = queries.detach(), keys.detach()
-    if causal and float((queries.abs().amax(-2, keepdim=True) * spread(keys, allowed)).max()) > REACH:
+    product = product_of(queries, keys, allowed)
+    if not math.isfinite(product) or (causal and not _reaches(queries, keys, allowed)):
         return None
-    found = plan(product_of(queries, keys, allowed))
+    found = plan(product)
     if found is None:
         return None
     steps = found.steps(*count) if not causal else PREFIX * found.nodes * found.panels * count[1]
     return found if MARGIN * steps < count[0] * count[1] else None
+
+
+def _reaches(queries: Tensor, keys: Tensor, allowed: Tensor | None) -> bool:
+    """Whether float64 has the exponents for the prefix sums at all nodes."""
+    low, width, _ = range_of(queries, keys, allowed)
+    farthest = torch.maximum(low.abs(), (low + width).abs())
+    return float((farthest * _wide(spread(keys, allowed))).amax()) <= REACH
 
 
 def attend(
@@ -126,26 +163,38 @@ def attend(
 
     queries [B,h,Tq,1], keys [B,h,Tk,1], values [B,h,Tk,e], allowed [B,1,1,Tk] bool -> [B,h,Tq,e]; `causal` (Tq = Tk):
     no query sees later keys. Gradients are those of the interpolant. A query that may attend to nothing gets zeros when
-    causal, and what PyTorch's attention gives otherwise.
+    causal, and what PyTorch's attention gives otherwise. Half precision and autocast: it works in float32, as a query's
+    place in its panel needs the digits, and gives the dtype of the values.
     """
-    low, high = queries.detach().aminmax(dim=-2, keepdim=True)
-    width = (high - low).clamp(min=torch.finfo(queries.dtype).tiny)
-    places, transform = _chebyshev(by, queries.dtype, queries.device)
+    with torch.autocast(queries.device.type, enabled=False):
+        q, k, v = (_wide(t) for t in (queries, keys, values))
+        # Of keys' differences alone f depends; centred, their products with far nodes lose no digits.
+        k = k - _middle(k.detach(), allowed)
+        return _attend(q, k, v, allowed, by, causal).to(values.dtype)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, by: Plan, causal: bool) -> Tensor:
+    low, width, _ = range_of(q.detach(), k.detach(), allowed)
+    places, transform = _chebyshev(by, q.dtype, q.device)
     nodes = low + width * places[:, None]
-    at = (queries - low) / width * by.panels
+    at = (q - low) / width * by.panels
     panel = at.detach().floor().clamp(0, by.panels - 1)
     x = 2 * (at - panel) - 1
     if causal:
-        found = _causal(nodes, keys, values, allowed).unflatten(2, (by.panels, by.nodes))  # [B,h,P,n,T,e]
+        found = _causal(nodes, k, v, allowed).unflatten(2, (by.panels, by.nodes))  # [B,h,P,n,T,e]
         coefficients = torch.einsum("jn,bhpnte->jbhpte", transform, found)
-        rows = panel.long()[..., None, :, :].expand(*panel.shape[:2], 1, -1, values.shape[-1])
+        rows = panel.long()[..., None, :, :].expand(*panel.shape[:2], 1, -1, v.shape[-1])
         picked = coefficients.gather(3, rows[None].expand(by.nodes, *rows.shape))[:, :, :, 0]
     else:
-        found = F.scaled_dot_product_attention(nodes, keys, values, attn_mask=allowed, scale=1.0)
+        found = F.scaled_dot_product_attention(nodes, k, v, attn_mask=allowed, scale=1.0)
         coefficients = torch.einsum("jn,bhpne->jbhpe", transform, found.unflatten(2, (by.panels, by.nodes)))
-        rows = panel.long().expand(*panel.shape[:3], values.shape[-1])
+        rows = panel.long().expand(*panel.shape[:3], v.shape[-1])
         picked = coefficients.gather(3, rows[None].expand(by.nodes, *rows.shape))
     return _clenshaw(picked, x)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _causal(nodes: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None) -> Tensor:

@@ -56,7 +56,7 @@ def test_the_error_is_below_its_bound(form: str, count: int, scale: float, error
     assert distance <= error * v.abs().max() + 1e-12
 
 
-@pytest.mark.parametrize("product", [0.5, 5.0, 50.0])
+@pytest.mark.parametrize("product", [1.0, 5.0, 50.0])
 def test_the_bound_is_not_far_from_the_truth(product: float) -> None:
     """Two clusters at both ends have their poles nearest: the bound may not be loose by orders there."""
     k = torch.tensor([0.0, 1.0]).double()[None, None, :, None]
@@ -122,6 +122,36 @@ def test_gradients(causal: bool) -> None:
         assert (a - b).abs().max() < 1e-7
 
 
+@pytest.mark.parametrize("apart", [0.0, 1e-6, 1e-3])
+@pytest.mark.parametrize("others", [True, False])
+def test_nearly_equal_queries_have_their_gradient(apart: float, others: bool) -> None:
+    """Beside rows whose queries differ, whose plan they share, and alone."""
+    q, k, v = (t.float() for t in draw("gaussian", 300, seed=9))
+    q[0] = 0.7 + apart * q[0]
+    if not others:
+        q[1] = 0.7 + apart * q[1]
+    q.requires_grad_()
+    found = plan(product_of(q.detach(), k, None))
+    assert found is not None
+    got = torch.autograd.grad(attend(q, k, v, None, found).sum(), q)[0]
+    wanted = torch.autograd.grad(exact(q, k, v).sum(), q)[0]
+    assert (got - wanted).abs().max() < 2e-4
+    assert wanted[0].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_costs_no_more_than_in_attention_itself(dtype: torch.dtype, autocast: bool) -> None:
+    q, k, v = (t.to(torch.float32 if autocast else dtype) for t in draw("gaussian", 2048, seed=5, scale=4.0))
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        found = plan(product_of(q, k, None))
+        assert found is not None
+        got = attend(q, k, v, None, found)
+        itself = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    wanted = exact(q, k, v)
+    assert (got - wanted).abs().max() <= 1.5 * (itself - wanted).abs().max()
+
+
 def test_it_is_trained_after_it_has_answered() -> None:
     """What is kept from one call to the next was made in inference mode."""
     by = Plan(3, 11)  # of no other test
@@ -154,6 +184,8 @@ def test_it_is_chosen_where_it_takes_fewer_steps() -> None:
     q, k, _ = draw("gaussian", 32768, seed=6)
     assert faster(q, k, None, causal=True) is not None
     assert faster(q + 200, k, None, causal=True) is None  # float64 does not reach so far
+    assert faster(q.index_fill(-2, torch.tensor([3]), torch.inf), k, None) is None  # no number
+    assert faster(3e4 * q[:, :, :2048].half(), 3e4 * k[:, :, :2048].half(), None) is None  # a product beyond float16
     compiled = torch.compile(lambda q, k: faster(q, k, None) is None, backend="eager", fullgraph=True)
     assert compiled(q, k)
 
