@@ -61,6 +61,14 @@ def test_no_graph_below_the_first_edited_block(form: Form, kind: str, checkpoint
     assert any(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("kind", ["bert", "longformer", "deberta-v2", "modernbert", "gpt2"])
+@pytest.mark.parametrize("form", UPPER, ids=lambda form: form.label)
+def test_blocks_that_are_not_edited_have_no_hooks(form: Form, kind: str) -> None:
+    untouched = blocks_of(adapted(form, kind, **ONE))[0]
+    hooks = [hook for m in untouched.modules() for hook in (*m._forward_hooks, *m._forward_pre_hooks)]
+    assert not hooks
+
+
 def test_training_makes_no_graph_there(
     quiet: dict[str, Path],  # noqa: F811
     tmp_path: Path,

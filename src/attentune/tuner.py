@@ -81,7 +81,7 @@ class SiteTuner(BaseTuner):
             for index in blocks:
                 self._target(path, anatomy.block_path(index, place.path), site, place, stack, index)
         for site in method.taps(cfg):
-            stack.tap(site)
+            stack.tap(site, blocks)
 
     def _target(self, path: str, inner: str, site: Site, place: Place, stack: Stack, index: int) -> None:
         key = ".".join(part for part in (path, inner) if part)

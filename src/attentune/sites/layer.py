@@ -171,7 +171,7 @@ class SiteLayer(AdapterLayer):
         if self.place.time_first:
             x, y = x.transpose(0, 1), y.transpose(0, 1)
         if self.place.part[1] > 1:
-            self.stack.see_parts(y, frame)
+            self.stack.see_parts(y, frame, self.index)
         if frame.uniform or len(y) == frame.batch:
             # A projection that is called again on relative embeddings [1,P,D] is not a row of the batch: Stack runs
             # such attentions once per adapter, where one serves all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +44,7 @@ class Stack(nn.Module):
         self.layers: list[SiteLayer] = []
         self._names = [n for n in inspect.signature(host.forward).parameters if n not in ("args", "kwargs")]
         self._model_names: list[str] = []
-        self._taps: dict[Site, list[Any]] = {}
+        self._tapped: set[tuple[Site, int]] = set()
         self._joined = False
         self._handles: list[Any] = [
             host.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
@@ -104,31 +105,31 @@ class Stack(nn.Module):
         """Take a site in, with the taps that it needs."""
         self.layers.append(layer)
         if layer.place.residual:
-            self.tap(Site(layer.place.residual))
+            self.tap(Site(layer.place.residual), [layer.index])
         if self.repeats(layer.site):
             attention = self._module(self.anatomy.block_path(layer.index, self.anatomy.attention))
             if getattr(attention, "share_att_key", False):
                 self._handles.append(attention.register_forward_hook(self._group_by_group, with_kwargs=True))
 
-    def tap(self, site: Site) -> None:
-        """Remember what leaves a site (for BLOCK_INPUT: what enters the block), in every block."""
-        if site in self._taps:
-            return
-        place, handles = self.anatomy.places[site], list[Any]()
-        if place.residual:
-            self.tap(Site(place.residual))
+    def tap(self, site: Site, blocks: Iterable[int]) -> None:
+        """Remember what leaves a site (for BLOCK_INPUT: what enters the block) in the blocks that ask for it."""
+        place = self.anatomy.places[site]
         path = self.anatomy.entry if site == Site.BLOCK_INPUT else place.path
-        for index in range(self.anatomy.layers(self.config)):
+        for index in blocks:
+            if (site, index) in self._tapped:
+                continue
+            self._tapped.add((site, index))
+            if place.residual:
+                self.tap(Site(place.residual), [index])
             host, tap = self._module(self.anatomy.block_path(index, path)), Tap(self, site, index)
             if site == Site.BLOCK_INPUT:
-                handles.append(host.register_forward_pre_hook(tap.before, with_kwargs=True))
+                self._handles.append(host.register_forward_pre_hook(tap.before, with_kwargs=True))
             else:
-                handles.append(host.register_forward_hook(tap.after))
+                self._handles.append(host.register_forward_hook(tap.after))
             if self.repeats(site):
                 # These projections run again, on relative embeddings: the first call of a block is the text's.
                 attention = self._module(self.anatomy.block_path(index, self.anatomy.attention))
-                handles.append(attention.register_forward_pre_hook(tap.fresh))
-        self._taps[site] = handles
+                self._handles.append(attention.register_forward_pre_hook(tap.fresh))
 
     @property
     def joints(self) -> range:
@@ -152,16 +153,16 @@ class Stack(nn.Module):
         """A projection that a block calls again, on relative embeddings."""
         return self.anatomy.shared_position_projections and site in (Site.QUERY, Site.KEY)
 
-    def see_parts(self, out: Tensor, frame: Frame) -> None:
+    def see_parts(self, out: Tensor, frame: Frame, index: int) -> None:
         """Show tapped parts of a fused projection [B,T,n*width] to the edits of its other parts, before they act."""
         for site in (Site.QUERY, Site.KEY, Site.VALUE):
-            if site in self._taps:
+            if (site, index) in self._tapped:
                 i, n = self.anatomy.places[site].part
                 frame.seen[site] = out.chunk(n, -1)[i]
 
     def remove(self) -> None:
         """Take every hook off."""
-        for handle in [*self._handles, *(h for handles in self._taps.values() for h in handles)]:
+        for handle in self._handles:
             handle.remove()
         self.frame = None
 
