@@ -47,13 +47,14 @@ def requested(model: nn.Module, request: RowRequest) -> Generator[None]:
     Raises:
         UnsupportedError: a merged adapter, or a native head that not all named adapters have.
     """
-    merged = {n for m in model.modules() if isinstance(m, AdapterLayer) for n in m.merged_adapters}
+    modules = list(model.modules())
+    merged = {n for m in modules if isinstance(m, AdapterLayer) for n in m.merged_adapters}
     if merged:
         raise UnsupportedError(
             f"{sorted(merged)} are merged into the base weights, so no row can be without them; unmerge"
         )
-    places = [m for m in model.modules() if isinstance(m, (Stack, Heads))]
-    wrappers = [m for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+    places = [m for m in modules if isinstance(m, (Stack, Heads))]
+    wrappers = [m for m in modules if isinstance(m, AuxiliaryTrainingWrapper)]
     handles = [w.register_forward_hook(_HeadsByRow(request).after, with_kwargs=True) for w in wrappers]
     for place in places:
         place.request = request
