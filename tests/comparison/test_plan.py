@@ -15,7 +15,7 @@ import attentune
 from attentune.cli import main
 from attentune.comparison.compare import compare, plan, read_plan
 from attentune.comparison.plan import Conditions, Schedule
-from attentune.comparison.run import read
+from attentune.comparison.records import read
 from attentune.comparison.sets import load_set
 from attentune.comparison.summary import summarise
 from attentune.errors import ConfigError, StoreError

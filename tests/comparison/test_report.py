@@ -12,8 +12,8 @@ import pytest
 from attentune.cli import main
 from attentune.comparison.compare import compare
 from attentune.comparison.pictures import amount, pareto
+from attentune.comparison.records import read
 from attentune.comparison.report import estimate, markdown, shade, signed
-from attentune.comparison.run import read
 from attentune.comparison.summary import summarise
 from attentune.evaluation.statistics import Estimate
 

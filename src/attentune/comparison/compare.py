@@ -19,7 +19,8 @@ from typing import Any
 from attentune.comparison import pool
 from attentune.comparison.contenders import contender, options_of, recipe_for
 from attentune.comparison.plan import Cell, Conditions, Run, Schedule
-from attentune.comparison.run import Record, execute, read, write
+from attentune.comparison.records import Record, read, write
+from attentune.comparison.run import execute
 from attentune.comparison.sets import Set, load_set
 from attentune.errors import AttentuneError, ConfigError, StoreError
 

@@ -10,7 +10,6 @@ Seconds, bytes, milliseconds.
 """
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,9 @@ from attentune.comparison import measure, probe
 from attentune.comparison.contenders import build, contender, recipe_for
 from attentune.comparison.plain import Plain
 from attentune.comparison.plan import Run
+from attentune.comparison.records import Record
 from attentune.comparison.sets import load_set
-from attentune.errors import DataError, StoreError
+from attentune.errors import DataError
 from attentune.evaluation.calibration import fit_temperature
 from attentune.evaluation.calibration import scores as calibration_scores
 from attentune.store import LOG
@@ -37,8 +37,6 @@ from attentune.tasks.by_row import by_row
 from attentune.tasks.task import Logits, pad_inputs
 from attentune.training.loop import TaskTrainer, arguments, build_trainer, logits_of
 from attentune.training.recipe import Recipe
-
-Record = dict[str, Any]
 
 
 def execute(run: Run) -> Record:
@@ -261,29 +259,3 @@ class _Fit:
         }
         models = {"tuned": lambda b: tuned(**b), "bare": lambda b: bare(**b)}
         return measure.latency(models, batches, {"batch_1": 30, "batch_32": 10})
-
-
-def write(folder: Path, run: Run, record: Record) -> Path:
-    """Write the file of a run, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{run.name}-{run.hash}.json"
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
-    return path
-
-
-def read(folder: Path) -> dict[str, Record]:
-    """Hash -> record of every run in the folder.
-
-    Raises:
-        StoreError: a file is not JSON.
-    """
-    return {path.stem.rsplit("-", 1)[-1]: _read_record(path) for path in folder.glob("*.json")}
-
-
-def _read_record(path: Path) -> Record:
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is not JSON: {error}; without it the run is done again") from error

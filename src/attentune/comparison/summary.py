@@ -11,7 +11,7 @@ import numpy as np
 from attentune.comparison.compare import RUNS, Counted, read_plan, whole
 from attentune.comparison.contenders import contender
 from attentune.comparison.plan import Cell, Conditions
-from attentune.comparison.run import Record, read
+from attentune.comparison.records import Record, read
 from attentune.evaluation.statistics import Array, Estimate, bootstrap, mean_ranks
 
 REFERENCE = "lora"
