@@ -40,6 +40,32 @@ def test_classes_are_drawn_evenly(labels: list[str], data: Any) -> None:
     assert all(taken[a] >= taken[b] - 1 or taken[a] == there[a] for a in there for b in there)
 
 
+@given(st.lists(st.sets(st.sampled_from("abcd")), max_size=20), st.integers(1, 60), st.data())
+@settings(max_examples=100, deadline=None)
+def test_labels_are_drawn_evenly(rare: list[set[str]], common: int, data: Any) -> None:
+    """Of every label, and of rows without any, at least its share of the draws, or all that there are."""
+    labels = [*rare, *[{"a"}] * common]
+    rows = [{"text": str(i), "label": sorted(names)} for i, names in enumerate(labels)]
+    count = data.draw(st.integers(1, len(rows)))
+    drawn = draw(rows, "multilabel", count, "seed")
+    assert len(drawn) == count
+    assert [int(row["text"]) for row in drawn] == sorted({int(row["text"]) for row in drawn})
+    there, taken = (Counter(name for row in some for name in row["label"] or ["none"]) for some in (rows, drawn))
+    assert all(taken[name] >= min(there[name], count // len(there)) for name in there)
+
+
+def test_one_label_a_row_is_drawn_as_a_class() -> None:
+    labels = ["a"] * 30 + ["b"] * 6 + ["c"] * 2
+    one = [{"text": str(i), "label": label} for i, label in enumerate(labels)]
+    listed = [{**row, "label": [row["label"]]} for row in one]
+    for count in (3, 7, 20):
+        texts = [
+            [row["text"] for row in draw(*given, count, "seed")]
+            for given in ((one, "classification"), (listed, "multilabel"))
+        ]
+        assert texts[0] == texts[1]
+
+
 def test_a_seed_decides_what_is_drawn() -> None:
     data = load_data(MANY)
     a, again, b = few(data, 8, 1), few(data, 8, 1), few(data, 8, 2)

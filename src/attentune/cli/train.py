@@ -54,8 +54,9 @@ def train_command(
     shots: Annotated[
         int | None,
         typer.Option(
-            help="Learn from this many training rows in all (not a class), drawn evenly over the classes; as many for "
-            "validation. Classes become words in a gap where the backbone has a masked-LM head."
+            help="Learn from this many training rows in all (not a class), drawn evenly over the classes (for "
+            "multilabel: the labels); as many for validation. Classes become words in a gap where the backbone has a "
+            "masked-LM head."
         ),
     ] = None,
     seeds: Annotated[

@@ -1,11 +1,12 @@
 """Few rows of many: what is left of a data set when only `shots` rows may be learned from, as in FewGLUE.
 
-Classes are drawn evenly. The validation split shrinks to as many rows, drawn alike, since whoever has few labelled rows
-has few for choosing too; the test split stays whole.
+Classes, or labels where rows have several, are drawn evenly; of tasks with neither any rows are drawn. The validation
+split shrinks to as many rows, drawn alike, since whoever has few labelled rows has few for choosing too; the test split
+stays whole.
 """
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -31,17 +32,32 @@ def few(data: Data, shots: int, seed: int) -> Data:
 
 
 def draw(rows: Sequence[Row], kind: str, count: int, seed: str) -> list[Row]:
-    """`count` of the rows, in their old order; where rows have one class each as many of each class as there are."""
+    """`count` of the rows, in their old order; each is drawn for the class or label that the fewest drawn rows have.
+
+    So each of n classes or labels has `count // n` rows at least, or all that there are; rows without any label count
+    as one more.
+    """
     rng = random.Random(seed)
+    names = [_classes(row, kind) for row in rows]
     piles: defaultdict[str, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        piles[row["label"] if kind == "classification" else ""].append(i)
+    for i, several in enumerate(names):
+        for name in several:
+            piles[name].append(i)
     order = sorted(piles)
     rng.shuffle(order)
     for name in sorted(piles):
         rng.shuffle(piles[name])
-    chosen: list[int] = []
+    chosen: set[int] = set()
+    taken: Counter[str] = Counter()
     while len(chosen) < count:
-        chosen += [piles[name].pop() for name in order if piles[name]]
-    # The last round may have taken too many: those of its last classes go back.
-    return [rows[i] for i in sorted(chosen[:count])]
+        i = piles[min((name for name in order if piles[name]), key=lambda name: taken[name])].pop()
+        if i not in chosen:
+            chosen.add(i)
+            taken.update(names[i])
+    return [rows[i] for i in sorted(chosen)]
+
+
+def _classes(row: Row, kind: str) -> list[str]:
+    if kind == "classification":
+        return [row["label"]]
+    return row["label"] or [""] if kind == "multilabel" else [""]
