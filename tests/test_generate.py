@@ -19,6 +19,7 @@ from attentune.backbones import fingerprint, load_backbone
 from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.predict import load_many, predict_many
 from attentune.serving.bank import Bank
+from attentune.tasks.data import load_rows
 from attentune.tasks.generate import Generation
 from attentune.tasks.task import IGNORED, collate
 from attentune.training.seeds import train_seeds
@@ -74,6 +75,48 @@ def test_several_references() -> None:
     pair = [{"sentence1": "a", "sentence2": "b", "label": "c"}]
     with pytest.raises(DataError, match=r"generation reads one text, found sentence1 \+ sentence2 -> label"):
         attentune.tasks.load_data(pair, "generation")
+
+
+def test_each_split_names_its_answers() -> None:
+    """`target` where there is one text, `targets` where there are several: as in data sets of many references."""
+    one = [{"source": f"a{i}", "target": f"one text {i}"} for i in range(4)]
+    several = [{"source": f"a{i}", "targets": [f"one text {i}", f"another text {i}"]} for i in range(4)]
+    load = attentune.tasks.load_data
+    data = load({"train": one, "validation": several, "test": several})
+    assert (data.kind, data.columns.shown()) == ("generation", "source -> target")
+    assert data.test[0] == {"text": "a0", "label": ["one text 0", "another text 0"]}
+    assert data.validation == data.test
+    assert "columns of test: source -> targets" in data.notes
+    other_way = load({"train": several, "validation": one})
+    assert [row["label"] for row in other_way.train[:2]] == [["one text 0"], ["another text 0"]]
+    assert other_way.validation[0]["label"] == ["one text 0"]
+    assert len(load({"train": one, "test": several}).test) == 4
+    renamed = [{"source": row["source"], "references": row["targets"]} for row in several]
+    assert len(load({"train": one, "test": renamed}).test) == 4
+    # The same with a text column that no list of names goes with.
+    body = [{"body": row["source"], "target": row["target"]} for row in one]
+    bodies = [{"body": row["source"], "targets": row["targets"]} for row in several]
+    data = load({"train": body, "test": bodies}, "generation")
+    assert data.test[0]["label"] == ["one text 0", "another text 0"]
+    assert load_rows({"test": bodies}, data.columns, "generation") == data.test
+    # A column that the user names is that of every split.
+    with pytest.raises(DataError, match=r"validation row 1 has no column 'target'; it has source, targets"):
+        load({"train": one, "validation": several}, "generation", ["source"], "target")
+    notes = load({"train": one, "test": several}, "generation", ["source"], "target").notes
+    assert "test: left out, it has no column 'target'; it has source, targets" in notes
+
+
+def test_a_text_is_judged_against_all_references(writers: dict[str, Path], tmp_path: Path) -> None:
+    several = [{"source": row["source"], "targets": [row["target"], "ben ben ben"]} for row in pairs(8, 1)]
+    data = {"train": pairs(24), "test": several}
+    result = attentune.train(data, "kernel_mix", tmp_path / "a", str(writers["t5"]), biases=False, **QUICK)
+    assert result.metrics["run"]["test_rows"] == 8
+    adapter = attentune.load(result.folder)
+    assert adapter.evaluate(data) == pytest.approx(result.metrics["test"])
+    rows = load_rows(data, adapter.card.columns, "generation")
+    for place in (0, 1):
+        written = [{"text": row["label"][place]} for row in rows]
+        assert adapter.card.task.score(written, rows)["rouge1"] == pytest.approx(100)
 
 
 def test_the_seed_of_the_lowest_loss_is_kept(writers: dict[str, Path], tmp_path: Path) -> None:

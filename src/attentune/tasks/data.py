@@ -7,10 +7,10 @@ the whole training split before that, so a made split never holds an unknown one
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from attentune.errors import ConfigError, DataError
-from attentune.tasks import asked
+from attentune.tasks import asked, written
 from attentune.tasks.columns import KINDS, Columns, choose, guess_kind
 from attentune.tasks.rows import OPEN, check_known, check_rows, classes_of
 from attentune.tasks.sources import Raw, Row, Source, read
@@ -77,7 +77,8 @@ def load_data(
         kind = _guess(raw["train"], columns)
     if guessed:
         notes.append(f"task: {kind}")
-    splits = {name: check_rows(split.rows, columns, kind, name) for name, split in _with_labels(raw, columns, notes)}
+    found = _with_labels(raw, columns, None if label else kind, notes)
+    splits = {name: check_rows(split.rows, own, kind, name) for name, split, own in found}
     outside: dict[str, list[Row]] = {}
     if out_of_scope is not None:
         splits, outside = set_apart(splits, kind, out_of_scope)
@@ -104,6 +105,7 @@ def load_rows(source: Source, columns: Columns, kind: str, split: str | None = N
         raise DataError(f"no split {split!r}; the splits are {', '.join(raw)}")
     name = split or (next(iter(raw)) if len(raw) == 1 else next(n for n in ("test", "validation", "train") if n in raw))
     names = raw[name].columns
+    columns = _of_split(columns, names, kind)
     if columns.label is None or not {*columns.inputs, *columns.choices, columns.label} <= set(names):
         columns = choose(names, kind=kind)
     return check_rows(raw[name].rows, columns, kind, name)
@@ -125,15 +127,32 @@ def _guess(raw: Raw, columns: Columns) -> str:
     return kind
 
 
-def _with_labels(raw: dict[str, Raw], columns: Columns, notes: list[str]) -> list[tuple[str, Raw]]:
-    """The splits that have labels; a hub's test split often hides them all, which is no error of the user."""
-    kept: list[tuple[str, Raw]] = []
+def _with_labels(
+    raw: dict[str, Raw], columns: Columns, guessed: str | None, notes: list[str]
+) -> list[tuple[str, Raw, Columns]]:
+    """The splits that have labels, with their columns; a hub's test split often hides them all, no error of the user.
+
+    Where the label column was not named but guessed, for the kind of task `guessed`, each split may call it otherwise.
+    """
+    kept: list[tuple[str, Raw, Columns]] = []
     for name, split in raw.items():
-        if name == "test" and all(row.get(columns.label or "") is None for row in split.rows):
+        own = _of_split(columns, split.columns, guessed)
+        if own != columns:
+            notes.append(f"columns of {name}: {own.shown()}")
+        if name != "test" or any(row.get(own.label or "") is not None for row in split.rows):
+            kept.append((name, split, own))
+        elif own.label in split.columns:
             notes.append("test: left out, it has no labels")
         else:
-            kept.append((name, split))
+            notes.append(f"test: left out, it has no column {own.label!r}; it has {', '.join(split.columns)}")
     return kept
+
+
+def _of_split(columns: Columns, names: Sequence[str], kind: str | None) -> Columns:
+    """The columns of training as a split with these names has them: what is written may have another name there."""
+    if kind != "generation" or columns.label is None or columns.label in names:
+        return columns
+    return replace(columns, label=written.other_name(names, columns.inputs[0], columns.label) or columns.label)
 
 
 def _labels(raw: Raw, rows: list[Row], columns: Columns, kind: str, left_out: str | None) -> tuple[str, ...]:

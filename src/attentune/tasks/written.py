@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, cast
 
+from attentune.tasks import asked
+
 WRITTEN = (
     ("source", "target"),
     ("source", "targets"),
@@ -28,6 +30,16 @@ def find(names: Sequence[str]) -> tuple[str, str] | None:
     """The column of the text and that of what is written from it, where the names are known ones."""
     known = {name.lower(): name for name in reversed(names)}
     return next(((known[a], known[b]) for a, b in WRITTEN if a in known and b in known), None)
+
+
+def other_name(names: Sequence[str], text: str, written: str) -> str | None:
+    """The column of what is written from `text` in a split that has none named `written`: a `targets` for a `target`.
+
+    Else a known name that goes with `text`.
+    """
+    known = {name.lower(): name for name in reversed(names) if name != text}
+    one = written.lower().removesuffix("s")
+    return asked.first(known, (one, f"{one}s", *(b for a, b in WRITTEN if a == text.lower())))
 
 
 def are_texts(values: Sequence[Any]) -> bool:
