@@ -13,8 +13,8 @@ from attentune.cli import main
 from attentune.comparison.compare import compare
 from attentune.comparison.pictures import amount, pareto
 from attentune.comparison.records import read
-from attentune.comparison.report import estimate, markdown, shade, signed
-from attentune.comparison.summary import summarise
+from attentune.comparison.report import estimate, html, markdown, shade, signed
+from attentune.comparison.summary import Summary, summarise
 from attentune.evaluation.statistics import Estimate
 
 from .kit import quick
@@ -92,6 +92,57 @@ def test_folds_make_one_score(sets: Path, tiny_bert: Path, tmp_path: Path) -> No
     rows = [row for record in read(tmp_path / "runs").values() for row in record["attentune"]["rows"]["values"]]
     assert len(rows) == 30
     assert task.lines[0].score.value == pytest.approx(np.corrcoef(np.array(rows).T)[0, 1])
+    assert "6 test, each of 5 folds; 30 of 40 rows are tested, each once" in markdown(summarise(tmp_path))
+    for path in (tmp_path / "runs").iterdir():  # as older versions have written them
+        record = json.loads(path.read_bytes())
+        del record["attentune"]["set_size"]
+        path.write_text(json.dumps(record))
+    assert "6 test, each of 5 folds; 30 rows are tested, each once" in markdown(summarise(tmp_path))
+
+
+def without(folder: Path, place: Path, *names: str) -> Summary:
+    """A copy of a comparison, without some of its runs."""
+    shutil.copytree(folder, place)
+    for name in names:
+        for path in list((place / "runs").glob(f"{name}-*")):
+            path.unlink()
+    return summarise(place)
+
+
+def test_ranks_are_over_the_tasks_that_everybody_has(compared: Path, tmp_path: Path) -> None:
+    assert "Ranks are over 2 tasks, which every contender has" in markdown(summarise(compared))
+    found = without(compared, tmp_path / "one", "mood-probe")
+    assert found.ranked == ("tone",)
+    tone = [line.contender for line in found.tasks[0].lines]
+    one, other = (line.score.value for line in found.tasks[0].lines)
+    assert found.ranks == dict(zip(tone, (1.0, 2.0) if one > other else (1.5, 1.5), strict=True))
+    assert found.contenders == tuple(found.ranks)
+    for text in (markdown(found), html(found)):
+        assert "Ranks are over 1 of 2 tasks, which every contender has: tone." in text
+    (line,) = found.tasks[1].lines
+    assert f"{line.score.value:.3f} |" in re.findall(r"^\| PASTA \| \d.*$", markdown(found), re.MULTILINE)[0]
+    found = without(compared, tmp_path / "none", "mood-probe", "tone-pasta")
+    assert (found.ranked, found.ranks, set(found.contenders)) == ((), {}, {"pasta", "probe"})
+    for text in (markdown(found), html(found)):
+        assert "No task has every contender, so there are no ranks." in text
+        assert "linear probe" in text
+
+
+def test_latency_is_drawn_beside_the_bare_backbone(compared: Path, tmp_path: Path) -> None:
+    """Milliseconds of different moments cannot be compared: a machine ten times as slow makes the same picture."""
+    copy = shutil.copytree(compared, tmp_path / "copy")
+    before = picture(html(summarise(copy)), "Score and latency")
+    for path in list((copy / "runs").iterdir())[::2]:
+        record = json.loads(path.read_bytes())
+        for ms in record["attentune"]["latency_ms"].values():
+            ms |= {"tuned": 10 * ms["tuned"], "bare": 10 * ms["bare"]}
+        path.write_text(json.dumps(record))
+    assert picture(html(summarise(copy)), "Score and latency") == before
+
+
+def picture(page: str, title: str) -> list[str]:
+    """The shapes of the first picture of that title."""
+    return re.findall(r' d="([^"]*)"', page.partition(f"<h3>{title}</h3>")[2].partition("</svg>")[0])
 
 
 def test_pareto_is_what_nobody_beats() -> None:

@@ -46,7 +46,10 @@ def pareto(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
 
 
 def trade(lines: Sequence[Line], costs: Sequence[float], what: str, unit: str, metric: str, looks: Looks) -> Figure:
-    """Score with its interval against a cost, on a logarithmic axis; the line joins those that nobody beats."""
+    """Score with its interval against a cost; the line joins those that nobody beats.
+
+    The axis of an amount is logarithmic; that of a ratio is plain and shows 1, too.
+    """
     figure, panel = _figure(6.2, 4.2)
     scores = [line.score.value for line in lines]
     front = pareto(costs, scores)
@@ -57,8 +60,11 @@ def trade(lines: Sequence[Line], costs: Sequence[float], what: str, unit: str, m
         panel.scatter(
             cost, line.score.value, s=46, color=colour, marker=looks.mark(line.contender), zorder=3, label=line.shown
         )
-    panel.set_xscale("log")
-    _plain_numbers(panel, costs, unit)
+    if unit == "ratio":
+        _ratios(panel, costs)
+    else:
+        panel.set_xscale("log")
+        _plain_numbers(panel, costs, unit)
     panel.set(xlabel=what, ylabel=metric)
     _legend(figure)
     return figure
@@ -115,6 +121,14 @@ def _plain_numbers(panel: Axes, values: Sequence[float], unit: str) -> None:
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value, unit)))
     panel.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _ratios(panel: Axes, values: Sequence[float]) -> None:
+    """From 1, or the least where that is less, to the most; a dotted line marks 1."""
+    low, high = min(1.0, *values), max(1.1, *values)
+    edge = 0.06 * (high - low)
+    panel.set_xlim(low - edge, high + edge)
+    panel.axvline(1.0, color=GREY, linestyle=":", linewidth=1, zorder=0)
 
 
 def _legend(figure: Figure) -> None:

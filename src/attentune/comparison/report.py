@@ -56,7 +56,7 @@ def markdown(summary: Summary) -> str:
 def _render(template: str, summary: Summary, autoescape: bool) -> str:
     environment = Environment(autoescape=autoescape, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"signed": signed, "estimate": estimate, "shown": shown, "errors": errors}
-    looks = Looks(list(summary.ranks))
+    looks = Looks(summary.contenders)
     sections = [_section(task, looks, differing(summary), pictures=autoescape) for task in summary.tasks]
     text = files("attentune.comparison").joinpath(template).read_text(encoding="utf-8")
     return environment.from_string(text).render(
@@ -64,6 +64,7 @@ def _render(template: str, summary: Summary, autoescape: bool) -> str:
         sections=sections,
         calibrated=[section for section in sections if any(line.ece is not None for line in section.task.lines)],
         conditions=conditions(summary),
+        ranking=ranking(summary),
         looks=looks,
         shade=shade,
     )
@@ -73,11 +74,14 @@ HEAD = (
     "contender", "seeds", "score", "95 %", "against {}", "validation", "rate", "saved", "trained", "seconds", "memory",
     "1 text", "32 texts", "bare = 1", "ECE", "ECE after",
 )  # fmt: skip
+SLOWER = "time of a batch of 32 texts, the bare backbone's = 1"
 
 
 def _section(task: TaskSummary, looks: Looks, own: Sequence[str], pictures: bool) -> Section:
     drawn = _pictures(task, looks) if pictures else ()
-    split = "each of 5 folds, every row tested once" if task.folds > 1 else "one split"
+    of = "" if task.set_size is None else f" of {task.set_size:,}"
+    folded = f"each of {task.folds} folds; {task.tested:,}{of} rows are tested, each once"
+    split = folded if task.folds > 1 else "one split"
     sizes = tuple(f"{count:,} {name}" for name, count in task.sizes.items())
     head = tuple(name.format(contender(task.reference).shown) for name in HEAD)
     words = ", ".join(f"{name.replace('_', ' ')} {condition(getattr(task.conditions, name))}" for name in own)
@@ -107,19 +111,34 @@ def cells(line: Line) -> tuple[str, ...]:
 def _pictures(task: TaskSummary, looks: Looks) -> tuple[Picture, ...]:
     lines, metric = task.lines, task.metric
     sizes = [float(line.bytes) for line in lines]
-    times = [line.latency["batch_32"]["tuned"] for line in lines]
+    # Milliseconds are of the moment of a run; the bare backbone beside it had the same moment.
+    ratios = [line.latency["batch_32"]["ratio"] for line in lines]
     note = "bars: 95 % interval over test rows; grey line: those that nobody beats"
     drawn = [
         Picture(
             "Scores", "point: mean over seeds; bar: 95 % interval over test rows", svg(scores(lines, metric, looks))
         ),
         Picture("Score and bytes", note, svg(trade(lines, sizes, "saved per task", "bytes", metric, looks))),
-        Picture("Score and latency", note, svg(trade(lines, times, "one batch of 32 texts", "ms", metric, looks))),
+        Picture(
+            "Score and latency",
+            f"{note}; dotted: the bare backbone",
+            svg(trade(lines, ratios, SLOWER, "ratio", metric, looks)),
+        ),
     ]
     if any(len(curve.points) > 1 for curve in task.curves):
         ringed = "seed 0; ring: the rate that was chosen"
         drawn.append(Picture("Score and learning rate", ringed, svg(sensitivity(task.curves, metric, looks))))
     return tuple(drawn)
+
+
+def ranking(summary: Summary) -> str:
+    """Over which tasks contenders are ranked, in a sentence."""
+    every, there = len(summary.ranked), len(summary.tasks)
+    if not every:
+        return "No task has every contender, so there are no ranks."
+    if every == there:
+        return f"Ranks are over {every} task{'' if every == 1 else 's'}, which every contender has."
+    return f"Ranks are over {every} of {there} tasks, which every contender has: {', '.join(summary.ranked)}."
 
 
 def differing(summary: Summary) -> list[str]:

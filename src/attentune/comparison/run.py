@@ -78,7 +78,8 @@ def _succeed(run: Run) -> Record:
         changes["training.learning_rate"] = run.rate
     with TemporaryDirectory(prefix="attentune-run-") as folder:
         task = task_of(data, recipe.task.stride, recipe.task.answer_length)
-        return _Fit(run, data, task, recipe.override(changes)).record(Path(folder))
+        record = _Fit(run, data, task, recipe.override(changes)).record(Path(folder))
+    return {**record, "attentune": {**record["attentune"], "set_size": chosen.size}}
 
 
 @dataclass

@@ -29,6 +29,11 @@ class Set:
         return 1 if len(self.data.test) >= FEW_TEST_ROWS else FOLDS
 
     @property
+    def size(self) -> int:
+        """Rows of all splits."""
+        return len(self.data.train) + len(self.data.validation) + len(self.data.test)
+
+    @property
     def fingerprint(self) -> str:
         """A hash of everything that was read."""
         data = self.data

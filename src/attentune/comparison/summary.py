@@ -64,6 +64,10 @@ class TaskSummary:
     conditions: Conditions
     sizes: dict[str, int]
     folds: int
+    tested: int
+    """Test rows, of all folds together."""
+    set_size: int | None
+    """Rows that the task has; None where older versions have not written it down."""
     reference: str
     lines: tuple[Line, ...]
     pairs: dict[str, dict[str, Estimate]]
@@ -80,8 +84,12 @@ class Summary:
     """A whole comparison, as far as it is done."""
 
     tasks: tuple[TaskSummary, ...]
-    ranks: dict[str, tuple[float, int]]
-    """Contender -> (mean rank over tasks, how many tasks), best first."""
+    contenders: tuple[str, ...]
+    """Those that are finished on some task: by their ranks, else as they come."""
+    ranked: tuple[str, ...]
+    """The tasks that every contender has. Over others a mean rank would depend on who else took part."""
+    ranks: dict[str, float]
+    """Contender -> mean rank over `ranked`, best first; empty without such a task."""
     failures: tuple[tuple[str, str], ...]
     """Run, sentence."""
     done: int
@@ -109,9 +117,14 @@ def summarise(folder: str | Path) -> Summary:
     needed = {run.hash: run for cell in cells for run in cell.needed(validation)}
     done = [key for key in needed if key in records]
     failed = [(needed[key].name, records[key]["run_info"]["error_msg"]) for key in done if validation[key] is None]
+    contenders = dict.fromkeys(line.contender for task in tasks for line in task.lines)
+    ranked = [task for task in tasks if len(task.lines) == len(contenders)]
+    ranks = _ranks(list(contenders), ranked)
     return Summary(
         tasks=tuple(tasks),
-        ranks=_ranks(tasks),
+        contenders=tuple(ranks or contenders),
+        ranked=tuple(task.name for task in ranked),
+        ranks=ranks,
         failures=tuple(failed),
         done=len(done),
         left=len(needed) - len(done),
@@ -139,6 +152,8 @@ def _task(cell: Cell, counted: dict[str, Counted], curves: Sequence[Curve]) -> T
         conditions=cell.first.conditions,
         sizes=first["sizes"],
         folds=cell.first.folds,
+        tested=drawn[order[0]].rows,
+        set_size=first.get("set_size"),
         reference=reference,
         lines=tuple(_line(name, counted[name], scores[name], pairs[name].get(reference)) for name in order),
         pairs=pairs,
@@ -198,13 +213,9 @@ def _curve(cell: Cell, validation: dict[str, float | None]) -> Curve | None:
     return Curve(name, contender(name).shown, tuple(sorted(points))) if points else None
 
 
-def _ranks(tasks: Sequence[TaskSummary]) -> dict[str, tuple[float, int]]:
-    names = list(dict.fromkeys(line.contender for task in tasks for line in task.lines))
-    if not names:
+def _ranks(names: Sequence[str], tasks: Sequence[TaskSummary]) -> dict[str, float]:
+    if not tasks:
         return {}
-    found = [[task.line(name) for name in names] for task in tasks]
-    scores = np.array([[line.score.value if line else np.nan for line in row] for row in found])
-    ranks = mean_ranks(scores)
-    counts = (~np.isnan(scores)).sum(0)
-    order = sorted(range(len(names)), key=lambda i: ranks[i])
-    return {names[i]: (float(ranks[i]), int(counts[i])) for i in order}
+    scores = {name: [line.score.value for task in tasks if (line := task.line(name))] for name in names}
+    ranks = dict(zip(names, mean_ranks(np.array(list(scores.values())).T).tolist(), strict=True))
+    return dict(sorted(ranks.items(), key=lambda entry: entry[1]))
