@@ -1,10 +1,12 @@
 """Small sets of every kind of task, and one comparison of them on a tiny backbone."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from test_train import rows_of
+from transformers import BertConfig, BertModel
 
 from attentune.comparison.compare import compare
 
@@ -18,7 +20,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"tone": (40, 12, 200), "mood": (24, 12, 200)}
     kinds = {
         "tone": "classification", "mood": "classification", "grade": "regression", "pair": "pair", "many": "multilabel",
-        "tags": "tagging", "choices": "multiple_choice",
+        "tags": "tagging", "choices": "multiple_choice", "asked": "question_answering",
     }  # fmt: skip
     for name, kind in kinds.items():
         (root / name).mkdir()
@@ -28,6 +30,14 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines = "\n".join(json.dumps(row) for row in rows_of(kind, count, seed))
             (root / name / f"{split}.jsonl").write_text(lines)
     return root
+
+
+@pytest.fixture(scope="session")
+def roomy_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_bert` with room for the windows of a context."""
+    folder = shutil.copytree(tiny_bert, tmp_path_factory.mktemp("roomy") / "bert")
+    BertModel(BertConfig.from_pretrained(tiny_bert, max_position_embeddings=128)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Contenders on a tiny backbone: what each trains, and what a run records."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,13 @@ from attentune.comparison.probe import Batch, regress
 from attentune.comparison.run import execute
 from attentune.comparison.sets import load_set
 from attentune.comparison.summary import summarise
+from attentune.confidence import Labelled, calibrate, judge
 from attentune.errors import UnsupportedError
 from attentune.evaluation.statistics import score
 from attentune.methods import METHODS
-from attentune.tasks import Classification, Regression, task_of
+from attentune.tasks import Classification, Features, Regression, Task, task_of
+from attentune.tasks.task import Logits
+from attentune.training.loop import TaskTrainer, logits_of
 
 from .kit import a_run, quick
 
@@ -41,17 +45,42 @@ def test_every_contender_runs(sets: Path, tiny_bert: Path, name: str) -> None:
     assert all(ms[what] > 0 for ms in ours["latency_ms"].values() for what in ("tuned", "bare", "ratio"))
 
 
-@pytest.mark.parametrize("kind", ["grade", "pair", "many", "tags", "choices"])
+@pytest.mark.parametrize("kind", ["grade", "pair", "many", "tags", "choices", "asked"])
 @pytest.mark.parametrize("name", ["pasta", "probe", "lora"])
-def test_every_kind_of_task(sets: Path, tiny_bert: Path, kind: str, name: str) -> None:
+def test_every_kind_of_task(sets: Path, tiny_bert: Path, roomy_bert: Path, kind: str, name: str) -> None:
     """What is kept of the rows makes the task's own score again."""
-    record = execute(a_run(sets / kind, name, quick(tiny_bert, epochs=3), fold=1))
+    conditions = quick(roomy_bert, epochs=3, max_length=100) if kind == "asked" else quick(tiny_bert, epochs=3)
+    record = execute(a_run(sets / kind, name, conditions, fold=1))
     assert record["run_info"]["error_msg"] == ""
     ours = record["attentune"]
     assert ours["metric"] in ours["test_scores"]
     found = score(ours["rows"]["form"], np.array(ours["rows"]["values"]))
     assert found == pytest.approx(ours["test_scores"][ours["metric"]], abs=1e-5)
     assert len(ours["rows"]["values"]) == ours["sizes"]["test"] == 6
+    assert (ours["calibration"] is None) == (kind == "grade")
+
+
+@pytest.mark.parametrize("kind", ["asked", "pair"])
+def test_calibration_is_judged_as_that_of_an_adapter(
+    sets: Path, roomy_bert: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Task, Labelled]] = []
+    run = a_run(sets / kind, "probe", quick(roomy_bert, max_length=100))
+    data = load_set(run.source).fold(0, 24, 1000)
+
+    def watched(trainer: TaskTrainer, task: Task, features: Sequence[Features]) -> list[Logits]:
+        logits = logits_of(trainer, task, features)
+        seen.append((task, Labelled(logits, features, (data.validation, data.test)[len(seen)])))
+        return logits
+
+    monkeypatch.setattr("attentune.comparison.run.logits_of", watched)
+    found = execute(run)["attentune"]["calibration"]
+    (task, known), (_, asked) = seen
+    task = task.fitted(known.logits, known.features, known.rows)
+    fitted = calibrate(task, known)
+    trust = judge(task, fitted, asked).trust
+    assert found["temperature"] == pytest.approx(fitted.temperature)
+    assert (found["ece"], found["ece_after"]) == pytest.approx((trust["ece_before"], trust["ece"]))
 
 
 # The columns that the tools around peft's method_comparison read.

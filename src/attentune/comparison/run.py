@@ -28,9 +28,9 @@ from attentune.comparison.plain import Plain
 from attentune.comparison.plan import Run
 from attentune.comparison.records import Record
 from attentune.comparison.sets import load_set
+from attentune.confidence import Labelled, calibrate, stated
 from attentune.errors import DataError
-from attentune.evaluation.calibration import fit_temperature
-from attentune.evaluation.calibration import scores as calibration_scores
+from attentune.evaluation import calibration
 from attentune.store import LOG
 from attentune.tasks import Data, Task, task_of
 from attentune.tasks.by_row import by_row
@@ -181,18 +181,13 @@ class _Fit:
             "validation_scores": validation,
             "test": test[main],
             "test_scores": test,
-            "calibration": self._calibration(known, logits),
+            "calibration": _calibration(
+                task,
+                Labelled(known, self.validation, self.data.validation),
+                Labelled(logits, self.test, self.data.test),
+            ),
             "rows": {"form": form, "values": [[float(f"{x:.9g}") for x in row] for row in statistics]},
         }
-
-    def _calibration(self, known: list[Logits], logits: list[Logits]) -> dict[str, float] | None:
-        """Expected calibration error of the test, before and after the temperature that validation asks for."""
-        fitted, judged = self.task.events(known, self.validation), self.task.events(logits, self.test)
-        if fitted is None or judged is None:
-            return None
-        temperature = fit_temperature(*fitted)
-        before, after = (calibration_scores(*judged, t)["ece"] for t in (1.0, temperature))
-        return {"temperature": temperature, "ece": before, "ece_after": after}
 
     def _metrics(self, log: Path, test: float) -> list[Record]:
         """The columns of peft: an entry an evaluation, and one for the test."""
@@ -260,3 +255,15 @@ class _Fit:
         }
         models = {"tuned": lambda b: tuned(**b), "bare": lambda b: bare(**b)}
         return measure.latency(models, batches, {"batch_1": 30, "batch_32": 10})
+
+
+def _calibration(task: Task, validation: Labelled, test: Labelled) -> dict[str, float] | None:
+    """Expected calibration error of the test, before and after the temperature that validation asks for."""
+    before = stated(task, test, 1.0)
+    if before is None:
+        return None
+    temperature = calibrate(task, validation).temperature
+    after = stated(task, test, temperature)
+    assert after is not None
+    ece, ece_after = (calibration.scores(*events)["ece"] for events in (before, after))
+    return {"temperature": temperature, "ece": ece, "ece_after": ece_after}
