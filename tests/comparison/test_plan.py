@@ -1,5 +1,6 @@
 """What is compared: rates and seeds, folds, commands, and that no run is done twice."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_train import rows_of
 
 import attentune
 from attentune.cli import main
 from attentune.comparison.compare import compare, plan, read_plan
-from attentune.comparison.plan import Conditions, Schedule
+from attentune.comparison.plan import Conditions, Run, Schedule
 from attentune.comparison.records import read
 from attentune.comparison.sets import load_set
 from attentune.comparison.summary import summarise
@@ -90,6 +92,33 @@ def test_cross_validation_tests_every_row_once(sets: Path) -> None:
     assert tone.folds == 1
     assert tone.fold(0, 7, 100).test == tone.fold(0, 9, 100).test
     assert load_set("demo:intent").name == "intent"
+
+
+def test_a_small_test_split_is_kept_where_few_rows_were_given_to_learn_from(tmp_path: Path) -> None:
+    """32/32/56 is a task of 32 shots: its test rows are not to learn from."""
+    sizes = {"shots": (32, 32, 56), "large": (400, 40, 56), "split": (100, 20, 90), "untested": (32, 90, 0)}
+    for name, counts in sizes.items():
+        (tmp_path / name).mkdir()
+        for seed, (split, count) in enumerate(zip(("train", "validation", "test"), counts, strict=True)):
+            lines = "\n".join(json.dumps(row) for row in rows_of("classification", count, seed))
+            if count:
+                (tmp_path / name / f"{split}.jsonl").write_text(lines)
+    chosen = {name: load_set(str(tmp_path / name)) for name in sizes}
+    assert {name: one.folds for name, one in chosen.items()} == {"shots": 1, "large": 5, "split": 1, "untested": 5}
+    fold = chosen["shots"].fold(0, 1000, 1000)
+    assert (fold.train, fold.test) == (chosen["shots"].data.train, chosen["shots"].data.test)
+    assert [len(fold.train), len(fold.validation), len(fold.test)] == [32, 32, 56]
+
+
+def test_stored_runs_keep_their_names() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "results" / "comparison"
+    records = read(folder / "runs")
+    for name, record in records.items():
+        key: dict[str, Any] = record["attentune"]["key"]
+        conditions: Any = Conditions(**key["conditions"])
+        assert Run(**{**key, "source": "", "conditions": conditions}).hash == name
+    validation = {name: record["attentune"]["validation"] for name, record in records.items()}
+    assert any(cell.counted(validation) for cell in read_plan(folder))
 
 
 def test_a_run_is_known_by_all_that_decides_it(sets: Path, tiny_bert: Path) -> None:

@@ -1,4 +1,8 @@
-"""The rows that every contender sees: drawn once, whatever the seed of a run; small test sets by cross-validation."""
+"""The rows that every contender sees: drawn once, whatever the seed of a run.
+
+A small test split gives way to cross-validation over all rows, unless the set is one of few shots: with fewer rows to
+learn from than to judge by, how few they are is the task, and more of them would be another one.
+"""
 
 import hashlib
 import json
@@ -26,7 +30,9 @@ class Set:
     @property
     def folds(self) -> int:
         """1: there is a test split. More: cross-validation over all rows."""
-        return 1 if len(self.data.test) >= FEW_TEST_ROWS else FOLDS
+        learned, judged = len(self.data.train), len(self.data.validation) + len(self.data.test)
+        few_shots = bool(self.data.test) and learned < judged
+        return 1 if few_shots or len(self.data.test) >= FEW_TEST_ROWS else FOLDS
 
     @property
     def size(self) -> int:
