@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from attentune.cli import main
 from attentune.comparison.compare import compare, plan, read_plan
 from attentune.comparison.plan import Conditions, Run, Schedule
 from attentune.comparison.records import read
-from attentune.comparison.sets import load_set
+from attentune.comparison.sets import Reading, load_set
 from attentune.comparison.summary import summarise
 from attentune.errors import ConfigError, StoreError
 
@@ -114,11 +115,86 @@ def test_stored_runs_keep_their_names() -> None:
     folder = Path(__file__).parents[2] / "benchmarks" / "results" / "comparison"
     records = read(folder / "runs")
     for name, record in records.items():
-        key: dict[str, Any] = record["attentune"]["key"]
-        conditions: Any = Conditions(**key["conditions"])
-        assert Run(**{**key, "source": "", "conditions": conditions}).hash == name
+        key: dict[str, Any] = {**record["attentune"]["key"], "source": ""}
+        assert replace(Run(**key), conditions=Conditions(**key["conditions"])).hash == name
     validation = {name: record["attentune"]["validation"] for name, record in records.items()}
     assert any(cell.counted(validation) for cell in read_plan(folder))
+
+
+def test_columns_are_named_once_for_all_tasks(
+    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--methods", "probe", "--rates", "1", "--seeds", "1", "--rows", "24", "--max-length", "24",
+              "--backbone", str(tiny_bert), "--output", str(tmp_path / "out")]  # fmt: skip
+    for name in ("one", "two"):
+        rows = [{"id": name, "said": row["text"], "mood": row["label"]} for row in rows_of("classification")]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("one", "two")]
+    with pytest.raises(SystemExit) as end:
+        main(["compare", *files, *common])
+    assert end.value.code == 2
+    assert "no column looks like text" in capsys.readouterr().err
+    named = ["--task", "classification", "--text", "said", "--label", "mood"]
+    with pytest.raises(SystemExit) as end:
+        main(["compare", *files, *common, *named])
+    assert end.value.code == 0
+    assert [len(task.lines) for task in summarise(tmp_path / "out").tasks] == [1, 1]
+    # The plan keeps how its tasks are read, so that they go on when others are added.
+    (tmp_path / "three.jsonl").write_text("\n".join(json.dumps(row) for row in rows_of("classification")))
+    for path in list((tmp_path / "out" / "runs").glob("two-*")):
+        path.unlink()
+    with pytest.raises(SystemExit) as end:
+        main(["compare", str(tmp_path / "three.jsonl"), *common, "--add"])
+    assert end.value.code == 0
+    assert [task.name for task in summarise(tmp_path / "out").tasks] == ["three", "one", "two"]
+
+
+def test_columns_of_choices_are_named(tmp_path: Path) -> None:
+    rows = [{"said": row["question"], "x": row["choices"][0], "y": row["choices"][1], "right": row["label"] % 2}
+            for row in rows_of("multiple_choice")]  # fmt: skip
+    path = tmp_path / "choices.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    chosen = load_set(str(path), Reading("multiple_choice", ("said",), "right", ("x", "y")))
+    assert chosen.data.kind == "multiple_choice"
+    assert chosen.data.columns.choices == ("x", "y")
+
+
+def test_how_rows_were_named_is_no_part_of_a_run(sets: Path, tiny_bert: Path) -> None:
+    """Only what was read is."""
+    conditions = quick(tiny_bert)
+    guessed, named = (
+        plan([load_set(str(sets / "tone"), reading)], ["pasta"], conditions, 1, 1)[0].first
+        for reading in (Reading(), Reading("classification", ("text",), "label"))
+    )
+    assert guessed != named
+    assert guessed.hash == named.hash
+
+
+def test_workers_elsewhere_find_what_was_named_from_here(
+    sets: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(sets / "tone", tmp_path / "here" / "tone")
+    shutil.copytree(tiny_bert, tmp_path / "here" / "bert")
+    monkeypatch.chdir(tmp_path / "here")
+
+    def drain(function: Any, ask: Any, workers: int, ray_address: str | None) -> Any:
+        assert ray_address == "auto"
+        while (item := ask()) is not None:
+            with monkeypatch.context() as away:
+                away.chdir(tmp_path / "elsewhere")
+                result = function(item)
+            yield item, result
+
+    monkeypatch.setattr("attentune.comparison.pool.drain", drain)
+    schedule = compare(["tone"], ["probe"], "out", quick(Path("bert")), rates=1, seeds=1, ray_address="auto")
+    assert schedule.failed == []
+    (cell,) = read_plan("out")
+    assert (cell.first.source, cell.first.conditions.backbone) == ("tone", "bert")
+    (record,) = read(tmp_path / "here" / "out" / "runs").values()
+    assert record["attentune"]["key"] == cell.first.key
+    assert record["run_info"]["train_config"]["model_id"] == "bert"
 
 
 def test_a_run_is_known_by_all_that_decides_it(sets: Path, tiny_bert: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from attentune.cli import show
+from attentune.cli.train import Kind, Label, Text
 from attentune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +23,12 @@ def compare_command(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of runs and report.")] = Path("comparison"),
     methods: Annotated[str, typer.Option(help="Contenders, with commas between; all: every one there is.")] = "all",
+    task: Kind = None,
+    text: Text = None,
+    label: Label = None,
+    choices: Annotated[
+        list[str] | None, typer.Option(help="A column of a choice, or the one with lists of them; repeatable.")
+    ] = None,
     rates: Annotated[int, typer.Option(help="Learning rates to choose from, for every contender.")] = 3,
     seeds: Annotated[int, typer.Option(help="Runs with the chosen rate.")] = 2,
     rows: Annotated[int, typer.Option(help="Training rows, at most.")] = 1000,
@@ -50,6 +57,8 @@ def compare_command(
 
     Example: attentune compare demo:intent demo:sentiment --methods pasta,lora --rows 200 --output comparison
 
+    --task, --text, --label and --choices hold for every task that is named; what they do not say is guessed.
+
     The learning rate of each is chosen on validation. Finished runs are kept in OUTPUT/runs and never repeated, so the
     same command goes on after a kill. A run that fails is told of, and the others go on; the exit code is then 1.
     """
@@ -59,6 +68,7 @@ def compare_command(
     from attentune.comparison.contenders import names
     from attentune.comparison.plan import Conditions
     from attentune.comparison.report import report as draw
+    from attentune.comparison.sets import Reading
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -83,6 +93,7 @@ def compare_command(
                 frozen=cast("Any", frozen),
                 attention_dropout=attention_dropout,
             ),
+            reading=Reading(task, tuple(text or ()), label, tuple(choices or ())),
             rates=rates,
             seeds=seeds,
             minutes=minutes,

@@ -16,12 +16,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from attentune.backbones import MINILM_ID, hub_id
 from attentune.comparison import pool
 from attentune.comparison.contenders import contender, options_of, recipe_for
 from attentune.comparison.plan import Cell, Conditions, Run, Schedule
 from attentune.comparison.records import Record, read, write
 from attentune.comparison.run import execute
-from attentune.comparison.sets import Set, load_set
+from attentune.comparison.sets import Reading, Set, load_set
 from attentune.errors import AttentuneError, ConfigError, StoreError
 
 PLAN, RUNS = "plan.json", "runs"
@@ -35,6 +36,7 @@ def compare(
     output: str | Path,
     conditions: Conditions | None = None,
     *,
+    reading: Reading | None = None,
     rates: int = 3,
     seeds: int = 2,
     minutes: float | None = None,
@@ -45,15 +47,17 @@ def compare(
 ) -> Schedule:
     """Do every run that is not done yet, and say how far it went.
 
-    `data` names folders, files, hub data sets or `demo:<task>`; `methods` contenders. No run begins after `minutes`.
-    `workers` processes share the runs, of this machine or, with `ray_address`, of a Ray cluster, whose machines must
-    find data and backbone under the same names. With `add` the other tasks that the folder compares already stay in
-    the plan, each under its own conditions; what they lack is done after the tasks that are named.
+    `data` names folders, files, hub data sets or `demo:<task>`, all with the columns that `reading` names; `methods`
+    contenders. No run begins after `minutes`. `workers` processes share the runs, of this machine or, with
+    `ray_address`, of a Ray cluster, whose machines must find data and backbone at the same places. With `add` the other
+    tasks that the folder compares already stay in the plan, each under its own conditions; what they lack is done after
+    the tasks that are named.
 
     Raises:
         AttentuneError: what was asked for cannot be meant, or a worker died.
     """
-    cells = plan([load_set(source) for source in data], methods, conditions or Conditions(), rates, seeds)
+    sets = [load_set(source, reading or Reading()) for source in data]
+    cells = plan(sets, methods, conditions or Conditions(), rates, seeds)
     folder = Path(output).expanduser()
     if add and (folder / PLAN).is_file():
         named = {cell.first.task for cell in cells}
@@ -64,7 +68,8 @@ def compare(
         schedule.until = time.monotonic() + 60 * minutes
     for key, record in read(folder / RUNS).items():
         schedule.validation[key] = record["attentune"]["validation"]
-    for run, record in pool.drain(execute, schedule.ask, workers, ray_address):
+    ask = schedule.ask if ray_address is None else lambda: _placed(schedule.ask())
+    for run, record in pool.drain(execute, ask, workers, ray_address):
         write(folder / RUNS, run, record)
         schedule.tell(run, record["attentune"]["validation"])
         report(line_of(run, record))
@@ -72,6 +77,21 @@ def compare(
     if left:
         report(f"time is over: at least {left} runs are left; the same command goes on with them")
     return schedule
+
+
+def _placed(run: Run | None) -> Run | None:
+    """The run with the places of its files, which a worker in another working folder finds, too."""
+    if run is None:
+        return None
+    name = run.conditions.backbone
+    # minilm is never a folder, whatever there is of that name.
+    return replace(run, source=_at(run.source), backbone_at=None if hub_id(name) == MINILM_ID else _at(name))
+
+
+def _at(name: str) -> str:
+    """The whole path of what is here; the name of what is not: a hub id, or a task of the demo."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def plan(sets: Sequence[Set], methods: Sequence[str], conditions: Conditions, rates: int, seeds: int) -> list[Cell]:
@@ -104,6 +124,7 @@ def _cell(chosen: Set, name: str, conditions: Conditions, rates: int, seeds: int
         fold=0,
         folds=chosen.folds,
         conditions=conditions,
+        reading=chosen.reading,
     )
     return Cell(first, grid, seeds)
 
@@ -153,6 +174,7 @@ def _write_plan(folder: Path, cells: Sequence[Cell]) -> None:
 
 
 def _cell_of(entry: dict[str, Any]) -> Cell:
-    run = Run(**entry["first"])
-    run = replace(run, conditions=Conditions(**entry["first"]["conditions"]))
+    first = entry["first"]
+    said: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in first.get("reading", {}).items()}
+    run = replace(Run(**first), conditions=Conditions(**first["conditions"]), reading=Reading(**said))
     return Cell(run, tuple(entry["rates"]), int(entry["seeds"]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from attentune.comparison.sets import Reading
 from attentune.errors import ConfigError
 
 
@@ -47,7 +48,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Run:
-    """One training: all that decides its result."""
+    """One training: all that decides its result, and where its files are."""
 
     task: str
     """The task's name, for people."""
@@ -64,12 +65,20 @@ class Run:
     fold: int
     folds: int
     conditions: Conditions
+    reading: Reading = field(default_factory=Reading)
+    """How the rows are read from their source."""
+    backbone_at: str | None = None
+    """Where the backbone lies, if its name says so in one working folder only."""
 
     @property
     def key(self) -> dict[str, Any]:
-        """What the result depends on, as plain JSON values; the places of files are not among it."""
+        """What the result depends on, as plain JSON values; the places of files are not among it.
+
+        Nor is how they were read: what came of it is, as the fingerprint of the rows.
+        """
         key = asdict(self)
-        del key["source"]
+        for name in ("source", "reading", "backbone_at"):
+            del key[name]
         # Where it is set it stands among the options; runs without it keep their names.
         del key["conditions"]["attention_dropout"]
         return json.loads(json.dumps(key))

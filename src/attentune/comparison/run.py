@@ -68,7 +68,7 @@ def _failed(error: BaseException) -> Record:
 
 
 def _succeed(run: Run) -> Record:
-    chosen, conditions = load_set(run.source), run.conditions
+    chosen, conditions = load_set(run.source, run.reading), run.conditions
     if chosen.fingerprint != run.rows:
         raise DataError(f"the rows at {run.source} are not those that the comparison began with")
     data = chosen.fold(run.fold, conditions.rows, conditions.test_rows)
@@ -119,7 +119,7 @@ class _Fit:
         )
 
     def _backbone(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        name = self.run.conditions.backbone
+        name = self.run.backbone_at or self.run.conditions.backbone
         dropout = self.run.conditions.attention_dropout
         base = load_backbone(name, getattr(torch, self.run.conditions.frozen), attention_dropout=dropout)
         return base, load_tokenizer(name, base)
@@ -243,7 +243,8 @@ class _Fit:
     def _latency(self) -> dict[str, Any]:
         """Milliseconds of a batch of 1 and of 32 middling test texts, and their ratio to those of the bare backbone."""
         device = next(self.tuned.model.parameters()).device
-        bare: Any = load_backbone(self.run.conditions.backbone, getattr(torch, self.run.conditions.frozen))
+        name = self.run.backbone_at or self.run.conditions.backbone
+        bare: Any = load_backbone(name, getattr(torch, self.run.conditions.frozen))
         bare = bare.get_encoder() if getattr(bare.config, "is_encoder_decoder", False) else bare
         bare, tuned = bare.to(device), self.tuned.model.eval()
         rows = [sequence for features in self.test for sequence in features.sequences]

@@ -6,7 +6,7 @@ learn from than to judge by, how few they are is the task, and more of them woul
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,12 +20,23 @@ FOLDS = 5
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What is said of a source's kind of task and columns, as `load_data` takes it; what is not said is guessed."""
+
+    kind: str | None = None
+    text: tuple[str, ...] = ()
+    label: str | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Set:
     """One task's rows, whole."""
 
     name: str
     source: str
     data: Data
+    reading: Reading = field(default_factory=Reading)
 
     @property
     def folds(self) -> int:
@@ -78,11 +89,12 @@ def _draw(rows: list[Row], kind: str, count: int) -> list[Row]:
 
 
 @lru_cache(maxsize=8)
-def load_set(source: str) -> Set:
+def load_set(source: str, reading: Reading = Reading()) -> Set:
     """A folder, a file, a hub id, or `demo:<task>` -> its rows, named after the last part.
 
     Raises:
-        DataError: there is no such thing, or it cannot be read.
+        AttentuneError: there is no such thing, it cannot be read, or not so.
     """
     name = Path(source.removeprefix("demo:")).name.split(".")[0].replace(":", "-")
-    return Set(name, source, load_data(source))
+    data = load_data(source, reading.kind, reading.text, reading.label, choices=reading.choices)
+    return Set(name, source, data, reading)
