@@ -4,7 +4,7 @@ import json
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,12 +16,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
+from typer.main import get_command
 
+from attentune.cli import app
 from attentune.errors import ConfigError, DataError
 from attentune.methods import METHODS
 from attentune.training.recipe import read_recipe
 from attentune.training.train import train
 
+TRAIN: Any = cast("Any", get_command(app)).commands["train"]
 PAPERS = Path(str(resources.files("attentune") / "recipes" / "papers"))
 FILES = sorted(path.relative_to(PAPERS).with_suffix("").as_posix() for path in PAPERS.rglob("*.toml"))
 STANDINS = {
@@ -115,6 +118,8 @@ def test_the_file_says_what_it_is(name: str) -> None:
     assert first == f"# attentune train --recipe papers/{name} --output DIR"
     assert comment[1].startswith("# The authors (")
     assert all(len(line) <= 120 for line in text.splitlines())
+    options = {name for parameter in TRAIN.params for name in parameter.opts}
+    assert set(re.findall(r"--[a-z-]+", "\n".join([first, *comment]))) <= options
     recipe = read_recipe(f"papers/{name}")
     assert recipe.method == name.split("/")[0]
     assert METHODS[recipe.method].config(**recipe.options).init_weights == "paper"
