@@ -1,6 +1,7 @@
 """Backward only where it is needed, and frozen blocks that run once for each row."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from attentune import store
 from attentune.errors import ConfigError, UnsupportedError
+from attentune.methods import METHODS
 from attentune.sites import Stack
-from attentune.training.frozen import FrozenPart, Kept, ask_no_input_gradients
+from attentune.training.frozen import FrozenPart, Kept, Room, ask_no_input_gradients
 from attentune.training.many import train_many
 from attentune.training.train import train
 
@@ -97,7 +99,7 @@ def test_kept_states_change_nothing(kind: str, tmp_path: Path) -> None:
     """Whole batch, fewer rows, other padding, gradients; and the frozen block runs once."""
     form = Form("kernel_mix")
     model, plain = (adapted(form, kind, model=model_of(kind).double(), **ONE) for _ in range(2))
-    FrozenPart(model, 1, Kept(tmp_path / "far"))
+    FrozenPart(model, 1, [Kept(tmp_path / "far", Room())])
     ran: list[int] = []
     inner = next(module for module in blocks_of(model)[0].modules() if isinstance(module, nn.Linear))
     inner.register_forward_hook(lambda module, args, out: ran.append(1))
@@ -126,7 +128,7 @@ def test_states_are_those_of_evaluation_and_dropout_acts_above(tmp_path: Path) -
     blocks_of(model)[0].register_forward_hook(lambda module, args, out: left.append(first_of(out)))
     batch, real = batch_of("bert"), batch_of("bert")["attention_mask"].bool()
     expected = answer(model.eval(), batch)
-    FrozenPart(model, 1, Kept(tmp_path))
+    FrozenPart(model, 1, [Kept(tmp_path, Room())])
     torch.manual_seed(0)
     first, second = (answer(model.train(), batch) for _ in range(2))
     torch.testing.assert_close(left[1][real], left[0][real])
@@ -137,7 +139,7 @@ def test_states_are_those_of_evaluation_and_dropout_acts_above(tmp_path: Path) -
 
 
 def test_states_that_memory_has_no_room_for_lie_on_disk(tmp_path: Path) -> None:
-    kept = Kept(tmp_path / "far", memory=100)
+    kept = Kept(tmp_path / "far", Room(100))
     states = {bytes([i]): torch.full((i + 1, 4), float(i)) for i in range(6)}
     for key, value in states.items():
         kept.put({key: value})
@@ -147,9 +149,96 @@ def test_states_that_memory_has_no_room_for_lie_on_disk(tmp_path: Path) -> None:
     for key, value in states.items():
         assert key in kept
         assert torch.equal(kept.get(key), value)
-    kept.remove()
+    kept.close()
     assert bytes([0]) not in kept
     assert not (tmp_path / "far").exists()
+
+
+def test_places_share_one_memory(tmp_path: Path) -> None:
+    room = Room(100)
+    one, other = Kept(tmp_path / "one", room), Kept(tmp_path / "other", room)
+    one.put({b"a": torch.zeros(20)})
+    other.put({b"a": torch.ones(20)})
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert torch.equal(other.get(b"a"), torch.ones(20))
+    one.close()
+    one.close()
+    assert room.free == 100
+    other.put({b"b": torch.ones(20)})
+    assert room.free == 20
+    assert len(list((tmp_path / "other").iterdir())) == 1
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_tasks_share_one_memory_and_leave_nothing(
+    quiet: dict[str, Path],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    together: int,
+) -> None:
+    """However many train together; what one kept goes when it is done, or when it fails."""
+    import attentune.training.many as module
+
+    room, made, spilt = Room(20_000), list[Kept](), list[bool]()
+    start, put, ground_of = Kept.__init__, Kept.put, module.ground_of
+
+    def started(self: Kept, folder: Path, room: Room) -> None:
+        if together == 1:
+            assert not any(kept._near or kept._far for kept in made)
+        made.append(self)
+        start(self, folder, room)
+
+    def watched(self: Kept, states: Any) -> None:
+        put(self, states)
+        near = sum(value.nbytes for kept in made for value in kept._near.values())
+        assert room.free == 20_000 - near >= 0
+        spilt.append(bool(self._far))
+
+    monkeypatch.setattr(Kept, "__init__", started)
+    monkeypatch.setattr(Kept, "put", watched)
+    monkeypatch.setattr(module, "ground_of", lambda *given: replace(ground_of(*given), room=room))
+    data = {name: data_of("classification", 12, i) for i, name in enumerate(("a", "b", "c"))}
+    data["c"]["validation"] = data_of("classification", 200)["train"]
+    options: dict[str, Any] = {**undropped("kernel_mix"), "epochs": 1, "layers_to_transform": [1], "cache_frozen": True}
+    results = train_many(data, tmp_path, str(quiet["bert"]), method="kernel_mix", together=together, **options)
+    assert len(results) == len(made) == 3
+    assert any(spilt)
+    assert room.free == 20_000
+    assert not any(kept._near or kept._far for kept in made)
+
+    def fails(*given: Any) -> None:
+        assert room.free < 20_000
+        raise ConfigError("of no use")
+
+    monkeypatch.setattr("attentune.training.train.logits_of", fails)
+    with pytest.raises(ConfigError, match="of no use"):
+        train_many(data, tmp_path, str(quiet["bert"]), method="kernel_mix", together=together, **options)
+    assert room.free == 20_000
+
+
+def test_shared_tensors_are_learned_above_kept_states(
+    quiet: dict[str, Path],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No method that ships shares what acts above frozen blocks; one from outside may."""
+    monkeypatch.setitem(METHODS, "kernel_mix", replace(METHODS["kernel_mix"], shared=("shared_a",)))
+    data = {kind: data_of(kind, 12, i) for i, kind in enumerate(("classification", "tagging"))}
+    options: dict[str, Any] = {**undropped("kernel_mix"), "layers_to_transform": [1], "share_attention": True}
+    options["method"] = "kernel_mix"
+    plain = train_many(data, tmp_path / "plain", str(quiet["bert"]), **options)
+    read, get = list[bytes](), Kept.get
+
+    def watched(self: Kept, key: bytes) -> Tensor:
+        read.append(key)
+        return get(self, key)
+
+    monkeypatch.setattr(Kept, "get", watched)
+    kept = train_many(data, tmp_path / "kept", str(quiet["bert"]), cache_frozen=True, **options)
+    assert len(read) > len(set(read)) > 0
+    for name, one in plain.items():
+        for key, value in load_file(one.folder / store.WEIGHTS).items():
+            torch.testing.assert_close(load_file(kept[name].folder / store.WEIGHTS)[key], value, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("backbone", ["bert", "roberta", "distilbert"])
@@ -183,5 +272,5 @@ def test_refusals(quiet: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
         train(rows, "prefix_propagation", tmp_path / "a", where, layers_to_transform=[1], **options)
     for kind in ("gpt2", "t5", "bart"):
         with pytest.raises(UnsupportedError, match="writes texts, or has two stacks"):
-            FrozenPart(adapted(Form("kernel_mix"), kind, **ONE), 1, Kept(tmp_path))
+            FrozenPart(adapted(Form("kernel_mix"), kind, **ONE), 1, [Kept(tmp_path, Room())])
     assert list(tmp_path.iterdir()) == []

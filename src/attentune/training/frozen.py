@@ -4,17 +4,20 @@ No autograd graph is made below the first edited block. Where a config edits the
 (`layers_to_transform`), a row also enters the first of them as the same states in every epoch: they are kept by the
 row's tokens, in memory and, when they are many, on disk, and the lower blocks are not run at all. They are computed in
 evaluation mode: dropout below the first edited block does not act, above it does.
+
+Each task keeps its own, until it is done; tasks that train at the same time share the memory for it.
 """
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -28,11 +31,19 @@ MEMORY = 2 * 1024**3
 """Bytes of states that are kept in memory; the rest goes to disk."""
 
 
-class Kept:
-    """States [t,D] by key: in memory up to `memory` bytes, then as safetensors files in `folder`."""
+@dataclass
+class Room:
+    """The memory for states that is left to all who share it."""
 
-    def __init__(self, folder: Path, memory: int = MEMORY) -> None:
-        self.folder, self._free = folder, memory
+    free: int = MEMORY
+    """Bytes."""
+
+
+class Kept:
+    """States [t,D] by key: in memory while `room` is left, then as safetensors files in `folder`."""
+
+    def __init__(self, folder: Path, room: Room) -> None:
+        self.folder, self.room = folder, room
         self._near: dict[bytes, Tensor] = {}
         self._far: dict[bytes, Path] = {}
 
@@ -42,10 +53,10 @@ class Kept:
     def put(self, states: Mapping[bytes, Tensor]) -> None:
         """Keep more."""
         fresh = {key: value.cpu().contiguous() for key, value in states.items() if key not in self}
-        size = sum(value.nbytes for value in fresh.values())
-        if size <= self._free:
+        size = _bytes(fresh)
+        if size <= self.room.free:
             self._near |= fresh
-            self._free -= size
+            self.room.free -= size
         elif fresh:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = self.folder / f"{os.getpid()}-{len(self._far)}.safetensors"
@@ -59,10 +70,15 @@ class Kept:
         with safe_open(self._far[key], "pt") as file:
             return file.get_tensor(key.hex())
 
-    def remove(self) -> None:
-        """Forget everything."""
+    def close(self) -> None:
+        """Forget everything, and give the room back."""
+        self.room.free += _bytes(self._near)
         self._near, self._far = {}, {}
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _bytes(states: Mapping[bytes, Tensor]) -> int:
+    return sum(value.nbytes for value in states.values())
 
 
 class NoInputGradients(TrainerCallback):
@@ -90,11 +106,13 @@ class _EnoughError(Exception):
 class FrozenPart:
     """The blocks below `first` of one model, which run once for each row.
 
+    `kept` says where the states lie: one place, or one for each row of the batch that comes next.
+
     Raises:
         UnsupportedError: the architecture has several stacks or is causal, or its blocks hand on more than states.
     """
 
-    def __init__(self, model: nn.Module, first: int, kept: Kept) -> None:
+    def __init__(self, model: nn.Module, first: int, kept: Sequence[Kept]) -> None:
         self.first, self.kept = first, kept
         stacks = [module for module in model.modules() if isinstance(module, Stack)]
         if len(stacks) != 1 or stacks[0].anatomy.causal:
@@ -116,11 +134,15 @@ class FrozenPart:
         tokens, mask = call.get("input_ids"), call.get("attention_mask")
         if args or tokens is None or mask is None:
             raise UnsupportedError("cache_frozen knows rows by input_ids and attention_mask")
-        keys = _keys(call, mask)
-        if any(key not in self.kept for key in keys):
-            found = self._record(call)
-            self.kept.put({key: row[: len(m)][m] for key, row, m in zip(keys, found, mask.bool(), strict=True)})
-        self._states = self._placed([self.kept.get(key) for key in keys], mask.bool())
+        keys, real = _keys(call, mask), mask.bool()
+        places = list(self.kept) * (len(keys) if len(self.kept) == 1 else 1)
+        if any(key not in kept for key, kept in zip(keys, places, strict=True)):
+            fresh: defaultdict[Kept, dict[bytes, Tensor]] = defaultdict(dict)
+            for key, kept, row, m in zip(keys, places, self._record(call), real, strict=True):
+                fresh[kept][key] = row[: len(m)][m]
+            for kept, states in fresh.items():
+                kept.put(states)
+        self._states = self._placed([kept.get(key) for key, kept in zip(keys, places, strict=True)], real)
 
     def _record(self, call: dict[str, Any]) -> Tensor:
         """[B,T',D] what leaves the frozen blocks; T' has the architecture's own padding."""
@@ -170,14 +192,14 @@ def _keys(call: Mapping[str, Any], mask: Tensor) -> list[bytes]:
     return [b"".join(one[i][real[i]].numpy().tobytes() for one in inputs) for i in range(len(real))]
 
 
-def freeze(model: PeftModel, folder: Path) -> FrozenPart:
+def freeze(model: nn.Module, kept: Kept, adapter: str = "default") -> FrozenPart:
     """Keep what the blocks below the first edited one give; their dropout no longer acts.
 
     Raises:
         ConfigError: the first block is edited, or something acts in front of it.
         UnsupportedError: as `FrozenPart`.
     """
-    config = cast("MethodConfig", model.peft_config["default"])
+    config: MethodConfig = cast("Any", model).peft_config[adapter]
     method = type(config).method
     assert method is not None
     if Site.PROMPT in method.sites_of(config) or method.position_shift(config):
@@ -188,4 +210,4 @@ def freeze(model: PeftModel, folder: Path) -> FrozenPart:
             "cache_frozen keeps what leaves the blocks below the first edited one, and block 0 is edited; "
             "name upper blocks in layers_to_transform"
         )
-    return FrozenPart(model, first, Kept(folder))
+    return FrozenPart(model, first, [kept])

@@ -1,6 +1,6 @@
 """What adapters stand on: a frozen backbone with its tokenizer, under the name and the fingerprint that cards carry."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -10,6 +10,7 @@ from attentune.backbones import fingerprint, hub_id, load_backbone, load_tokeniz
 from attentune.card import Backbone
 from attentune.model import twin
 from attentune.quantised import quantise
+from attentune.training.frozen import Room
 from attentune.training.recipe import TrainingOptions
 
 PLAIN = TrainingOptions()
@@ -23,6 +24,8 @@ class Ground:
     base: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     origin: Backbone
+    room: Room = field(default_factory=Room)
+    """For what frozen blocks make of rows; all twins share it."""
 
     def twin(self) -> "Ground":
         """The same weights, for one more adapted model."""

@@ -138,8 +138,6 @@ class _Crew:
         finally:
             for lane in self._lanes.values():
                 lane.stop()
-            if self.meeting is not None:
-                self.meeting.close()
         return self.results
 
     def _step(self) -> None:
@@ -204,7 +202,7 @@ class _Crew:
         if writes not in self._grounds:
             self._grounds[writes] = ground_of(name, writes, chosen.training)
         if self.meeting is None and not writes:
-            self.meeting = Meeting(self._grounds[writes], self.finished.folder / "frozen")
+            self.meeting = Meeting(self._grounds[writes])
         return self._grounds[writes], chosen
 
 

@@ -6,7 +6,6 @@ each other, so each task's parameters get the gradient of its own loss and no ot
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn.functional import pad
 from attentune.model import TaskModel
 from attentune.sites import AdapterLayer
 from attentune.tasks.task import own_logits, padding
-from attentune.training.frozen import FrozenPart, Kept, ask_no_input_gradients
+from attentune.training.frozen import FrozenPart, ask_no_input_gradients
 from attentune.training.ground import Ground
 from attentune.training.loop import Share, TaskTrainer, model_inputs
 
@@ -25,11 +24,10 @@ from attentune.training.loop import Share, TaskTrainer, model_inputs
 class Meeting:
     """One model over a backbone's weights, in which the adapters are those of the tasks' own models."""
 
-    def __init__(self, ground: Ground, folder: Path) -> None:
-        """`folder` is for states of frozen blocks that memory has no room for."""
+    def __init__(self, ground: Ground) -> None:
         self.model = TaskModel(ground.twin().base)
         self._tokenizer = ground.tokenizer
-        self._kept, self._frozen = Kept(folder), False
+        self._frozen: FrozenPart | None = None
         self._names: dict[TaskTrainer, str] = {}
         self._count = 0
 
@@ -38,7 +36,10 @@ class Meeting:
         for share in shares:
             if share.trainer not in self._names:
                 self._enter(share.trainer)
-        names = [self._names[share.trainer] for share in shares for _ in share.inputs["input_ids"]]
+        rows = [share.trainer for share in shares for _ in share.inputs["input_ids"]]
+        names = [self._names[trainer] for trainer in rows]
+        if self._frozen is not None:
+            self._frozen.kept = [kept for trainer in rows if trainer.frozen for kept in trainer.frozen.kept]
         self.model.train()
         with shares[0].trainer.compute_loss_context_manager():
             logits: Tensor = self.model(**self._stacked(shares), adapter_names=names).logits
@@ -60,10 +61,9 @@ class Meeting:
                     getattr(layer, key)[name] = tensor
         self._names[trainer], self._count = name, self._count + 1
         self._activate()
-        if trainer.frozen is not None and not self._frozen:
+        if trainer.frozen is not None and self._frozen is None:
             # All tasks have one method and the same blocks edited.
-            FrozenPart(self.model, trainer.frozen.first, self._kept)
-            self._frozen = True
+            self._frozen = FrozenPart(self.model, trainer.frozen.first, trainer.frozen.kept)
         self.model.to(trainer.args.device)
         if own.is_gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -74,10 +74,6 @@ class Meeting:
         if trainer in self._names:
             self.model.delete_adapter(self._names.pop(trainer))
             self._activate()
-
-    def close(self) -> None:
-        """No more steps."""
-        self._kept.remove()
 
     def _activate(self) -> None:
         # peft lets active adapters train and no others; these are the tasks' own parameters.

@@ -51,7 +51,8 @@ class TaskOptions:
     )
     validation: float = option(0.1, "share of training rows set aside when there is no validation split")
     shots: int | None = option(
-        None, "learn from this many training rows in all, drawn by the seed, classes or labels evenly; template becomes auto"
+        None,
+        "learn from this many training rows in all, drawn by the seed, classes or labels evenly; template becomes auto",
     )
     max_length: int = option(128, "most tokens of a sequence; what is longer is cut (a context: into windows)")
     stride: int = option(64, "tokens that neighbouring windows of a context share")

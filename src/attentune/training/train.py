@@ -7,6 +7,7 @@ as a run that was never killed. The folder goes when the adapter is written.
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,7 +28,7 @@ from attentune.training.adapted import adapt, check_finite, finish, longest
 from attentune.training.baseline import baseline
 from attentune.training.checkpoints import Checkpoints, every_row
 from attentune.training.choice import backbone_of, changes_of, choose, drawn, learned_task, phrased
-from attentune.training.frozen import freeze
+from attentune.training.frozen import Kept, freeze
 from attentune.training.ground import Ground, ground_of
 from attentune.training.loop import JointStep, arguments, build_trainer, logits_of
 from attentune.training.recipe import Recipe, TaskOptions
@@ -119,7 +120,8 @@ def learn(
     begin = time.perf_counter()
     features = encode_splits(learned, tokenizer, rows, limit)
     checkpoints = Checkpoints(target, identity_of(rows, chosen, ground))
-    frozen = freeze(model, checkpoints.folder / "frozen") if chosen.training.cache_frozen else None
+    kept = Kept(checkpoints.folder / "frozen", ground.room)
+    frozen = freeze(model, kept) if chosen.training.cache_frozen else None
     trainer = build_trainer(
         model=model,
         task=learned,
@@ -136,10 +138,11 @@ def learn(
     trackers.attach(trainer, target)
     if watch is not None:
         trainer.add_callback(Watcher(watch, metric))
-    done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
-    trained = [p for p in model.parameters() if p.requires_grad]
-    check_finite(trained, chosen.training)
-    logits = {name: logits_of(trainer, learned, found) for name, found in features.items() if name != "train"}
+    with closing(kept):
+        done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        check_finite(trained, chosen.training)
+        logits = {name: logits_of(trainer, learned, found) for name, found in features.items() if name != "train"}
     if trainer.write is None:
         check_finite(chain(*logits.values()), chosen.training)
     learned, calibration, judged = certified(learned, rows, features, logits, chosen.task)
