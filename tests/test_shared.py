@@ -16,12 +16,13 @@ import attentune
 from attentune import AttemptConfig, HeadConfig, TaskModel, store
 from attentune.backbones import load_backbone, load_tokenizer
 from attentune.card import Backbone, TaskCard
-from attentune.errors import ConfigError, UnsupportedError
+from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.method import Frame
 from attentune.methods.attempt import METHOD, edit_prompt
 from attentune.predict import Job
 from attentune.tasks import load_data, task_of
 from attentune.training.many import train_many
+from attentune.training.recipe import read_recipe
 from attentune.training.together import Part, collate_mixed, row_losses, share
 from attentune.training.train import train
 
@@ -218,7 +219,44 @@ def test_what_cannot_be_trained_together(tiny_bert: Path, tmp_path: Path) -> Non
         train_many({"b": written}, tmp_path / "all", where, **kind)
     with pytest.raises(ConfigError, match="all tasks are learned at once; drop `together`"):
         train_many({"a": rows}, tmp_path / "all", where, share_attention=True, together=2)
+    with pytest.raises(ConfigError, match="cache_frozen keeps what no adapter changes, and attempt acts in front of"):
+        train_many({"a": rows}, tmp_path / "all", where, share_attention=True, cache_frozen=True)
+    with pytest.raises(ConfigError, match="the mean of the tasks' main scores chooses the epoch; leave out metric"):
+        train_many({"a": rows}, tmp_path / "all", where, share_attention=True, metric="macro_f1")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_set_holds_for_every_task(tiny_bert: Path, tmp_path: Path) -> None:
+    """Columns that no task would guess, and a class that none is to learn."""
+    odd = [{"b": row["text"], "a": "the rain", "mark": row["label"]} for row in rows_of("classification", 12)]
+    out = [{"b": "a long river", "a": "the rain", "mark": "none"}] * 4
+    data: dict[str, Any] = {"one": [*odd, *out], "two": [*odd[::-1], *out]}
+    named: dict[str, Any] = {"text": ["b"], "label": "mark", "out_of_scope": "none"}
+    results = train_many(data, tmp_path / "all", str(tiny_bert), share_attention=True, **{**QUICK, **named})
+    for result in results.values():
+        assert result.card.columns.shown() == "b -> mark"
+        assert result.card.task.labels == ("neg", "pos")
+        assert result.card.calibration.scope is not None
+        saved = read_recipe(result.folder / store.RECIPE).task
+        assert (saved.text, saved.label, saved.out_of_scope) == (["b"], "mark", "none")
+    numbers: list[dict[str, Any]] = [{"text": "good sun", "label": i % 2} for i in range(12)]
+    options: dict[str, Any] = {**QUICK, "share_attention": True, "kind": "regression"}
+    results = train_many({"one": numbers, "two": numbers}, tmp_path / "all", str(tiny_bert), **options)
+    assert [result.card.task.kind for result in results.values()] == ["regression", "regression"]
+    with pytest.raises(DataError, match=r"^two: train row 1, column 'label': wanted a number, found str 'neg'"):
+        train_many({"one": numbers, "two": rows_of("classification", 12)}, tmp_path / "b", str(tiny_bert), **options)
+
+
+def test_few_shots_of_several_kinds(masked_bert: Path, tmp_path: Path) -> None:
+    """Words for classes are for those tasks that have classes; all else but the task is the first one's."""
+    data = {kind: {"train": rows_of(kind, 24), "validation": rows_of(kind, 6)} for kind in ("regression", "pair")}
+    options: dict[str, Any] = {**QUICK, "epochs": 1, "shots": 6, "share_attention": True}
+    for names in (("regression", "pair"), ("pair", "regression")):
+        results = train_many({name: data[name] for name in names}, tmp_path / names[0], str(masked_bert), **options)
+        recipes = [read_recipe(result.folder / store.RECIPE) for result in results.values()]
+        assert recipes[0].training == recipes[1].training
+        assert {r.task.kind: r.task.template for r in recipes} == {"regression": None, "classification": "auto"}
+        assert all(result.metrics["run"]["training_rows"] == 6 for result in results.values())
 
 
 def test_a_task_alone_is_a_task_too(tiny_bert: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from attentune import store
 from attentune.card import Backbone, TaskCard
 from attentune.confidence import check_scope
-from attentune.errors import UnsupportedError
+from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.methods import METHODS
 from attentune.model import TaskModel
 from attentune.tasks import Data, Task
@@ -27,6 +27,7 @@ from attentune.training.adapted import beside, check_finite, config_of
 from attentune.training.baseline import baseline
 from attentune.training.checkpoints import Checkpoints, every_row
 from attentune.training.choice import backbone_of, choose, drawn, learned_task, phrased
+from attentune.training.frozen import Kept, freeze
 from attentune.training.ground import ground_of
 from attentune.training.loop import arguments
 from attentune.training.recipe import Recipe
@@ -59,10 +60,12 @@ def train_shared(
 ) -> dict[str, Result]:
     """Train several tasks under one shared attention, `{name: data}`, and write `output/name` for each.
 
-    One recipe serves all: the one given, else that of the package for the first task's kind. What is learned from which
-    columns is guessed from each task's data. The epoch with the best mean of main scores is kept.
+    Method, options and training are those of the recipe given, else of the package's for the first task's kind. What is
+    learned from which columns is found for each task as `train` does: `text`, `label` or `out_of_scope` hold for all of
+    them. The epoch with the best mean of main scores is kept.
 
     Raises:
+        ConfigError: another `metric` is to choose the epoch, or frozen blocks are to be kept below an edited one.
         UnsupportedError: the method shares nothing between tasks, or a task writes texts.
         AttentuneError: else as `train` does.
     """
@@ -88,6 +91,8 @@ def train_shared(
             {name: [one.recipe.to_toml(), every_row(one.rows)] for name, one in chosen.items()},
         ],
     )
+    if first.training.cache_frozen:
+        freeze(model, Kept(checkpoints.folder / "frozen", ground.room), next(iter(parts.values())).adapter)
     begin = time.perf_counter()
     trainer = build_mixed_trainer(
         model,
@@ -120,29 +125,31 @@ def _choose(
     overrides: Mapping[str, Any],
     library: str | Path | None,
 ) -> dict[str, Chosen]:
-    """Rows and recipe of every task; the method, its options and the training are the same for all."""
+    """Rows and recipe of every task: its own as `train` would have it, with the first one's method and training."""
     chosen: dict[str, Chosen] = {}
-    shared: Recipe | None = None
+    first: Recipe | None = None
     for name, source in data.items():
         target = store.place_of(output, name)
-        if shared is None:
+        try:
             rows, own = choose(source, method or (None if recipe else "attempt"), recipe, overrides, library)
-            open_task = replace(own.task, kind=None, text=[], label=None, metric=None, data=None, out_of_scope=None)
-            shared = replace(own, task=open_task)
-            _check_shares(own.method)
-        else:
-            rows, own = choose(source, None, shared, {}, library)
+            first = first or own
+            _check_shares(first)
+            rows = drawn(rows, own.task.shots, first.training.seed)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
         if rows.kind == "generation":
             raise UnsupportedError(f"{name!r} writes texts; tasks trained together have heads of their own")
-        rows = drawn(rows, own.task.shots, own.training.seed)
-        chosen[name] = Chosen(rows, replace(own, task=replace(own.task, kind=rows.kind)), target)
+        own = replace(first, task=replace(own.task, kind=rows.kind))
+        chosen[name] = Chosen(rows, own, target)
     return chosen
 
 
-def _check_shares(method: str) -> None:
-    if not METHODS[method].shared:
+def _check_shares(recipe: Recipe) -> None:
+    if not METHODS[recipe.method].shared:
         able = ", ".join(name for name, one in METHODS.items() if one.shared)
-        raise UnsupportedError(f"{method} has nothing that tasks could share, train each by itself; {able} has")
+        raise UnsupportedError(f"{recipe.method} has nothing that tasks could share, train each by itself; {able} has")
+    if recipe.task.metric is not None:
+        raise ConfigError("with one attention the mean of the tasks' main scores chooses the epoch; leave out metric")
 
 
 def _learned(
