@@ -1,24 +1,29 @@
 """Contenders on a tiny backbone: what each trains, and what a run records."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
+from transformers import BertModel
 
-from attentune.backbones import load_backbone, load_tokenizer
+from attentune.backbones import fingerprint, load_backbone, load_tokenizer
 from attentune.cli import main
 from attentune.comparison.compare import compare
 from attentune.comparison.contenders import build, contender, grid, names, options_of, peft_config, recipe_for
 from attentune.comparison.measure import middle
 from attentune.comparison.probe import Batch, regress
+from attentune.comparison.records import read
 from attentune.comparison.run import execute
 from attentune.comparison.sets import load_set
-from attentune.comparison.summary import summarise
+from attentune.comparison.summary import Summary, summarise
 from attentune.confidence import Labelled, calibrate, judge
 from attentune.errors import UnsupportedError
 from attentune.evaluation.statistics import score
@@ -122,11 +127,80 @@ def test_a_failure_is_a_record(sets: Path, tiny_bert: Path, tmp_path: Path) -> N
     compare([str(sets / "tone")], ["pasta"], tmp_path, run.conditions, rates=2, report=lines.append)
     assert len(lines) == 2
     assert "failed, max_length leaves 2" in lines[0]
-    compare([str(sets / "tone")], ["pasta"], tmp_path, run.conditions, rates=2, report=lines.append)
-    assert len(lines) == 2
     found = summarise(tmp_path)
     assert [name for name, _ in found.failures] == ["tone-pasta-0.01-seed0", "tone-pasta-0.03-seed0"]
-    assert found.tasks == ()
+    assert (found.tasks, found.done, found.left) == ((), 0, 0)
+
+
+def test_what_failed_is_tried_again_at_the_next_start(
+    sets: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ([str(sets / "tone")], ["pasta"], tmp_path, quick(tiny_bert))
+    with monkeypatch.context() as broken:
+        broken.setattr("attentune.comparison.run.load_backbone", Mock(side_effect=MemoryError("no room")))
+        assert len(compare(*given, rates=1, seeds=1).failed) == 1
+    (kept,) = (tmp_path / "runs").iterdir()
+    assert "no room" in kept.read_text()
+    with pytest.raises(SystemExit) as end:
+        main(["compare", "--report", "--output", str(tmp_path)])
+    assert end.value.code == 0
+    told = capsys.readouterr().err
+    assert "tone-pasta-0.01-seed0: failed, no room" in told
+    assert "0 runs, 0 left, 1 failed; what failed is tried again at the next start" in told
+    page = (tmp_path / "report.md").read_text()
+    assert "0 runs done, 1 failed" in page
+    assert "| tone-pasta-0.01-seed0 | no room |" in page
+    # No time: nothing is tried, and what had failed is still told of.
+    compare(*given, rates=1, seeds=1, minutes=0)
+    assert len(summarise(tmp_path).failures) == 1
+    assert compare(*given, rates=1, seeds=1).failed == []
+    found = summarise(tmp_path)
+    assert (found.failures, found.done, found.left) == ((), 1, 0)
+    assert list((tmp_path / "runs").iterdir()) == [kept]
+
+
+def test_other_weights_of_a_backbone_are_noticed(sets: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    bert = shutil.copytree(tiny_bert, tmp_path / "bert")
+    lines: list[str] = []
+
+    def again(**changes: Any) -> Summary:
+        compare([str(sets / "tone")], ["probe", "pasta"], tmp_path / "out", quick(bert), rates=1, seeds=1,
+                report=lines.append, **changes)  # fmt: skip
+        return summarise(tmp_path / "out")
+
+    assert (again().done, len(lines)) == (2, 2)
+    first = fingerprint(load_backbone(str(bert)))
+    assert {r["attentune"]["weights"] for r in read(tmp_path / "out" / "runs").values()} == {first}
+    again()
+    assert len(lines) == 2
+    model = BertModel.from_pretrained(bert)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    model.save_pretrained(bert)
+    # No time: the results of other weights stay where they are, and count no longer.
+    found = again(minutes=0)
+    assert (found.done, found.left, found.tasks) == (0, 2, ())
+    assert len(read(tmp_path / "out" / "runs")) == 2
+    assert (again().done, len(lines)) == (2, 5)  # with a line that says that the time was over
+    assert {r["attentune"]["weights"] for r in read(tmp_path / "out" / "runs").values()} == {
+        fingerprint(load_backbone(str(bert)))
+    }
+    # What older versions have written says nothing about weights, and stands.
+    for path in (tmp_path / "out" / "runs").iterdir():
+        record = json.loads(path.read_bytes())
+        del record["attentune"]["weights"]
+        path.write_text(json.dumps(record))
+    BertModel(model.config).save_pretrained(bert)
+    assert (again().done, len(lines)) == (2, 5)
+
+
+def test_a_backbone_that_is_gone_leaves_what_is_finished(sets: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    bert = shutil.copytree(tiny_bert, tmp_path / "bert")
+    compare([str(sets / "tone")], ["probe"], tmp_path / "out", quick(bert))
+    shutil.rmtree(bert)
+    compare([str(sets / "mood")], ["probe"], tmp_path / "out", quick(tiny_bert), add=True)
+    assert summarise(tmp_path / "out").done == 2
 
 
 def test_failed_runs_are_told_by_the_exit_code(sets: Path, tiny_bert: Path, tmp_path: Path) -> None:

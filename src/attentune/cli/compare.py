@@ -59,8 +59,9 @@ def compare_command(
 
     --task, --text, --label and --choices hold for every task that is named; what they do not say is guessed.
 
-    The learning rate of each is chosen on validation. Finished runs are kept in OUTPUT/runs and never repeated, so the
-    same command goes on after a kill. A run that fails is told of, and the others go on; the exit code is then 1.
+    The learning rate of each is chosen on validation. Finished runs are kept in OUTPUT/runs and not repeated while the
+    backbone has the same weights, so the same command goes on after a kill. A run that fails is told of, and the others
+    go on; the exit code is then 1, and the same command tries it again.
     """
     from transformers.utils import logging
 
@@ -118,4 +119,8 @@ def _show(summary: Summary, output: Path, json: bool) -> None:
             for x in task.lines
         ]
         show.table(["contender", task.metric, "95 %", "rate", "bytes", "seconds"], lines, task.name)
-    show.progress(f"{output / 'report.html'} and report.md: {summary.done} runs, {summary.left} left")
+    for name, why in summary.failures:
+        show.progress(f"{name}: failed, {why}")
+    count = len(summary.failures)
+    failed = f", {count} failed; what failed is tried again at the next start" if count else ""
+    show.progress(f"{output / 'report.html'} and report.md: {summary.done} runs, {summary.left} left{failed}")

@@ -1,11 +1,11 @@
 """Methods x tasks x learning rates x seeds -> one JSON a run, `report.html` and `report.md`.
 
     OUTPUT/plan.json            what was asked for last: the report draws this
-    OUTPUT/runs/<run>.json      one file a finished run; it is never repeated
+    OUTPUT/runs/<run>.json      one file a finished run; it is not repeated while its backbone has the same weights
     OUTPUT/report.html, .md     drawn anew at the end of each call
 
-A kill loses the runs under way, one a worker. A run that failed is kept with its sentence; without its file it is tried
-again.
+A kill loses the runs under way, one a worker. A run that failed leaves its sentence in its file, for the report, and is
+tried again by the next call: what it lacked, memory or a file on one machine, may be there by then.
 """
 
 import json
@@ -23,6 +23,7 @@ from attentune.comparison.plan import Cell, Conditions, Run, Schedule
 from attentune.comparison.records import Record, read, write
 from attentune.comparison.run import execute
 from attentune.comparison.sets import Reading, Set, load_set
+from attentune.comparison.weights import current, weighed
 from attentune.errors import AttentuneError, ConfigError, StoreError
 
 PLAN, RUNS = "plan.json", "runs"
@@ -62,12 +63,15 @@ def compare(
     if add and (folder / PLAN).is_file():
         named = {cell.first.task for cell in cells}
         cells += [cell for cell in read_plan(folder) if cell.first.task not in named]
+    records = read(folder / RUNS)
+    cells = weighed(cells, records)
     _write_plan(folder, cells)
     schedule = Schedule(cells)
     if minutes is not None:
         schedule.until = time.monotonic() + 60 * minutes
-    for key, record in read(folder / RUNS).items():
-        schedule.validation[key] = record["attentune"]["validation"]
+    for key, record in current(records, cells).items():
+        if record["attentune"]["validation"] is not None:
+            schedule.validation[key] = record["attentune"]["validation"]
     ask = schedule.ask if ray_address is None else lambda: _placed(schedule.ask())
     for run, record in pool.drain(execute, ask, workers, ray_address):
         write(folder / RUNS, run, record)
@@ -177,4 +181,4 @@ def _cell_of(entry: dict[str, Any]) -> Cell:
     first = entry["first"]
     said: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in first.get("reading", {}).items()}
     run = replace(Run(**first), conditions=Conditions(**first["conditions"]), reading=Reading(**said))
-    return Cell(run, tuple(entry["rates"]), int(entry["seeds"]))
+    return Cell(run, tuple(entry["rates"]), int(entry["seeds"]), entry.get("weights"))

@@ -104,6 +104,8 @@ class Cell:
     """Its run with the most likely rate, seed 0, fold 0."""
     rates: tuple[float | None, ...]
     seeds: int
+    weights: str | None = None
+    """The fingerprint that the backbone had when this was asked for, where there were runs to be compared with it."""
 
     def runs(self, rate: float | None, seed: int) -> list[Run]:
         """One run a fold."""

@@ -3,7 +3,8 @@
     run_info     created_at, total_time, experiment_name, train_config, peft_config, error_msg, peft_branch (null)
     train_info   status, train_time, file_size, num_trainable_params, num_total_params, accelerator_memory_*, metrics
     meta_info    model_info, dataset_info, package_info, system_info, pytorch_info
-    attentune    the key, the scores of validation and test, statistics by test row, latency, memory of the process
+    attentune    the key, the backbone's fingerprint (`weights`), scores of validation and test, statistics by test row,
+                 latency, memory of the process
 
 `metrics` has an entry an evaluation, and last one with "test accuracy", which is the main score of the kind of task.
 Seconds, bytes, milliseconds.
@@ -21,7 +22,7 @@ from safetensors.torch import save
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from attentune.backbones import hub_id, load_backbone, load_tokenizer, revision
+from attentune.backbones import fingerprint, hub_id, load_backbone, load_tokenizer, revision
 from attentune.comparison import measure, probe
 from attentune.comparison.contenders import build, contender, recipe_for
 from attentune.comparison.plain import Plain
@@ -112,6 +113,7 @@ class _Fit:
         set_seed(run.seed)
         self.run, self.data, self.task, self.recipe = run, data, task, recipe
         self.base, self.tokenizer = self._backbone()
+        self.weights = fingerprint(self.base)
         self.tuned = build(run.contender, self.base, self.tokenizer, task, recipe)
         self.train, self.validation, self.test = (
             task.encode(self.tokenizer, rows, self.tuned.max_length)
@@ -157,6 +159,7 @@ class _Fit:
                 **measure.where(),
             },
             "attentune": {
+                "weights": self.weights,
                 **scored,
                 "sizes": {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)},
                 "note": note,

@@ -12,6 +12,7 @@ from attentune.comparison.compare import RUNS, Counted, read_plan, whole
 from attentune.comparison.contenders import contender
 from attentune.comparison.plan import Cell, Conditions
 from attentune.comparison.records import Record, read
+from attentune.comparison.weights import current
 from attentune.evaluation.statistics import Array, Estimate, bootstrap, mean_ranks
 
 REFERENCE = "lora"
@@ -91,10 +92,11 @@ class Summary:
     ranks: dict[str, float]
     """Contender -> mean rank over `ranked`, best first; empty without such a task."""
     failures: tuple[tuple[str, str], ...]
-    """Run, sentence."""
+    """Run, sentence; it is tried again at the next start."""
     done: int
+    """Runs with a score."""
     left: int
-    """Runs; those of further seeds are counted when the rate is known."""
+    """Runs that nobody has tried; those of further seeds are counted when the rate is known."""
     meta: dict[str, Any] = field(default_factory=dict[str, Any])
     """Packages and machine of a run."""
 
@@ -105,7 +107,8 @@ def summarise(folder: str | Path) -> Summary:
     Raises:
         StoreError: there is no comparison.
     """
-    cells, records = read_plan(folder), read(Path(folder).expanduser() / RUNS)
+    cells = read_plan(folder)
+    records = current(read(Path(folder).expanduser() / RUNS), cells)
     validation = {key: record["attentune"]["validation"] for key, record in records.items()}
     tasks: list[TaskSummary] = []
     for name in dict.fromkeys(cell.first.task for cell in cells):
@@ -115,8 +118,8 @@ def summarise(folder: str | Path) -> Summary:
             curves = [curve for cell in here if (curve := _curve(cell, validation))]
             tasks.append(_task(here[0], {k: v for k, v in counted.items() if v}, curves))
     needed = {run.hash: run for cell in cells for run in cell.needed(validation)}
-    done = [key for key in needed if key in records]
-    failed = [(needed[key].name, records[key]["run_info"]["error_msg"]) for key in done if validation[key] is None]
+    there = [key for key in needed if key in records]
+    failed = [key for key in there if validation[key] is None]
     contenders = dict.fromkeys(line.contender for task in tasks for line in task.lines)
     ranked = [task for task in tasks if len(task.lines) == len(contenders)]
     ranks = _ranks(list(contenders), ranked)
@@ -125,10 +128,10 @@ def summarise(folder: str | Path) -> Summary:
         contenders=tuple(ranks or contenders),
         ranked=tuple(task.name for task in ranked),
         ranks=ranks,
-        failures=tuple(failed),
-        done=len(done),
-        left=len(needed) - len(done),
-        meta=records[done[0]]["meta_info"] if done else {},
+        failures=tuple((needed[key].name, records[key]["run_info"]["error_msg"]) for key in failed),
+        done=len(there) - len(failed),
+        left=len(needed) - len(there),
+        meta=records[there[0]]["meta_info"] if there else {},
     )
 
 
