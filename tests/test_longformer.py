@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,28 @@ def test_command_line(tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert attentune.load(tmp_path / "a").card.max_length == 128 - 3
     assert run("lengthen", tiny_bert, "--to", 128, "--output", folder) == 2
     assert "exists; name a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["tiny/bert", "tiny/bert/", "tiny/../tiny/bert", "."])
+def test_without_output_it_has_the_name_of_the_model_and_its_length(
+    model: str, tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "tiny" / "bert")
+    here = tmp_path / "tiny" / "bert" if model == "." else tmp_path
+    monkeypatch.chdir(here)
+    assert run("lengthen", model, "--to", 128, "--window", 16, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["output"] == str(here / "bert-128")
+    assert load_backbone("bert-128").config.max_position_embeddings > 128
+    assert run("lengthen", model, "--to", 128, "--window", 16) == 2
+    assert "bert-128 exists; name a new folder" in capsys.readouterr().err
+
+
+def test_a_hub_id_gives_its_last_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("bert-base-uncased-4096", "minilm-4096"):
+        (tmp_path / name).write_text("in the way")
+        with pytest.raises(StoreError, match=f"{name} exists"):
+            attentune.lengthen({"minilm-4096": "minilm"}.get(name, "google-bert/bert-base-uncased"), 4096)
 
 
 @pytest.mark.parametrize(

@@ -32,20 +32,20 @@ KEPT = (
 """The config fields that a Longformer has too."""
 
 
-def lengthen(model: str, to: int, output: str | Path, window: int = 512) -> Path:
+def lengthen(model: str, to: int, output: str | Path | None = None, window: int = 512) -> Path:
     """Write `model` as a Longformer that reads `to` tokens: a transformers folder, for `backbone=` of everything here.
 
-    `window` is how many tokens a token attends to, half of them on either side. The folder is written whole or not at
-    all.
+    Without `output` it is the model's last name and `-TO`, in the current folder: minilm-4096. `window` is how many
+    tokens a token attends to, half of them on either side. The folder is written whole or not at all.
 
     Raises:
         UnsupportedError: the architecture has no such conversion.
         ConfigError: `to` is no gain, or the window is odd or wider than that.
         StoreError: there is something at `output` already.
     """
-    target = Path(output).expanduser().absolute()
+    target = Path(f"{_last_name(model)}-{to}" if output is None else output).expanduser().absolute()
     if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise StoreError(f"{output} exists; name a new folder")
+        raise StoreError(f"{output or target.name} exists; name a new folder")
     base = load_backbone(model)
     tokenizer = load_tokenizer(model)
     _check(base.config, to, window)
@@ -94,6 +94,12 @@ def longer_table(table: Tensor, first: int, pad: int, to: int) -> Tensor:
     texts = table[first:]
     blocks = -(-to // len(texts))
     return torch.cat([table[:1].expand(pad + 1, -1), texts.repeat(blocks, 1)[:to]])
+
+
+def _last_name(model: str) -> str:
+    """minilm, org/name or a folder -> minilm, name, the folder's own name, that of `.` too."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else path.name
 
 
 def _first_row(config: Any) -> int:
