@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from test_cli import run, write_rows
 from test_train import FOLDER, QUICK, rows_of
@@ -19,10 +20,12 @@ from attentune.errors import ConfigError, DataError
 from attentune.evaluation.seeds import over_seeds, summary
 from attentune.tasks import load_data
 from attentune.tasks.draw import draw, few
-from attentune.training.checkpoints import Mark, every_row
+from attentune.training.checkpoints import Mark
 from attentune.training.choice import choose
+from attentune.training.ground import ground_of
 from attentune.training.recipe import read_recipe
 from attentune.training.seeds import train_seeds
+from attentune.training.train import identity_of
 
 MANY = {name: rows_of("classification", n, seed=n) for name, n in (("train", 60), ("validation", 40), ("test", 20))}
 
@@ -132,6 +135,33 @@ def test_several_seeds(tiny_bert: Path, tmp_path: Path) -> None:
     assert alone.metrics["test"] == saved["test"]
 
 
+def replace_weights(backbone: Path) -> None:
+    """Other weights of the same shapes."""
+    file = backbone / "model.safetensors"
+    save_file({key: value + 1 for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
+def test_seeds_of_other_weights_are_not_gone_on_with(tiny_bert: Path, tmp_path: Path) -> None:
+    """Of the same name, in the same folder; after a kill between two seeds."""
+    where = shutil.copytree(tiny_bert, tmp_path / "bert")
+    options: dict[str, Any] = {**QUICK, "epochs": 1, "shots": 8, "seeds": 2}
+    lines: list[str] = []
+
+    def killed(line: str) -> None:
+        lines.append(line)
+        if line == "seed 1":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_seeds(MANY, "pasta", tmp_path / "a", str(where), report=killed, **options)
+    kept = shutil.copytree(tmp_path / "a.seeds", tmp_path / "kept")
+    train_seeds(MANY, "pasta", tmp_path / "a", str(where), resume=True, **options)
+    shutil.copytree(kept, tmp_path / "a.seeds")
+    replace_weights(where)
+    with pytest.raises(ConfigError, match="holds seeds with other settings, data or weights; start again without"):
+        train_seeds(MANY, "pasta", tmp_path / "a", str(where), resume=True, **options)
+
+
 def test_finished_seeds_are_not_trained_again(tiny_bert: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {**QUICK, "epochs": 1, "shots": 8}
     first = train_seeds(MANY, "pasta", tmp_path / "a", str(tiny_bert), seeds=1, **options)
@@ -139,10 +169,10 @@ def test_finished_seeds_are_not_trained_again(tiny_bert: Path, tmp_path: Path) -
     shutil.copytree(first.folder, done)
     (done / "metrics.json").write_text(json.dumps({**first.metrics, "validation": {"accuracy": 2.0}}))
     rows, chosen = choose(MANY, "pasta", None, options)
-    Mark(tmp_path / "b.seeds" / "run.id", [chosen.to_toml(), str(tiny_bert), every_row(rows)]).write()
+    Mark(tmp_path / "b.seeds" / "run.id", identity_of(rows, chosen, ground_of(str(tiny_bert)))).write()
     again: dict[str, Any] = {"seeds": 2, "resume": True, **options}
     other: dict[str, Any] = {**again, "batch_size": 4}
-    with pytest.raises(ConfigError, match="holds seeds with other settings"):
+    with pytest.raises(ConfigError, match="holds seeds with other settings, data or weights"):
         train_seeds(MANY, "pasta", tmp_path / "b", str(tiny_bert), **other)
     result = train_seeds(MANY, "pasta", tmp_path / "b", str(tiny_bert), **again)
     assert result.metrics["seeds"]["runs"]["0"]["validation"] == {"accuracy": 2.0}

@@ -2,20 +2,24 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState, create_trial
 from test_cli import run, write_rows
+from test_few_shot import replace_weights
 from test_train import FOLDER, QUICK, rows_of
 
 import attentune
 from attentune.backbones import load_backbone, load_tokenizer
 from attentune.errors import ConfigError, UnsupportedError
 from attentune.methods import METHODS
+from attentune.quantised import on_cpu_only
 from attentune.search import space
 from attentune.search.budget import parse_latency, parse_size
 from attentune.search.cost import Meter, rows_to_time
@@ -143,8 +147,54 @@ def test_search_and_resume(tiny_bert: Path, tmp_path: Path) -> None:
     assert numbers[:2] == [trial["number"] for trial in summary["trials"]]
     assert len(numbers) == 3
     other: dict[str, Any] = {**options, "budget": "5KB"}
-    with pytest.raises(ConfigError, match="holds a search with other data or wishes"):
+    with pytest.raises(ConfigError, match="holds a search with other data, weights or wishes"):
         search(DATA, tmp_path / "a", str(tiny_bert), trials=3, resume=True, **other)
+
+
+def test_a_search_of_other_weights_is_not_gone_on_with(tiny_bert: Path, tmp_path: Path) -> None:
+    """Of the same name, in the same folder."""
+    where = shutil.copytree(tiny_bert, tmp_path / "bert")
+    options: dict[str, Any] = {**FIXED, "epochs": 1, "methods": ["pasta"], "trials": 1}
+    search(DATA, tmp_path / "a", str(where), **options)
+    search(DATA, tmp_path / "a", str(where), resume=True, **options)
+    replace_weights(where)
+    with pytest.raises(ConfigError, match="holds a search with other data, weights or wishes; start again without"):
+        search(DATA, tmp_path / "a", str(where), resume=True, **options)
+
+
+@pytest.mark.parametrize(("fixed", "expected"), [({}, "meta"), ({"quantise": "int8"}, "cpu")])
+def test_latency_is_measured_where_training_runs(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed: dict[str, Any], expected: str
+) -> None:
+    """There is no GPU here, so another device stands for it."""
+    places: list[str] = []
+
+    def measured(self: Meter, *given: Any) -> float:
+        places.append(self.base.device.type)
+        return 1.0
+
+    monkeypatch.setattr("attentune.search.search.device_for", lambda how: "cpu" if on_cpu_only(how) else "meta")
+    monkeypatch.setattr(Meter, "_latency", measured)
+    monkeypatch.setattr(Meter, "_size", lambda self, recipe: 100)
+    options: dict[str, Any] = {**FIXED, "epochs": 1, "methods": ["pasta"], "trials": 1, **fixed}
+    search(DATA, tmp_path / "a", str(tiny_bert), latency="2x", **options)
+    assert set(places) == {expected}
+    search(DATA, tmp_path / "b", str(tiny_bert), **options)
+    assert set(places) == {expected}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_has_latencies_too(method: str, tiny_bert: Path) -> None:
+    base, plain = (load_backbone(str(tiny_bert)) for _ in range(2))
+    tokenizer, task = load_tokenizer(str(tiny_bert), base), Classification(("neg", "pos"))
+    recipe, rows = shipped_recipe("classification", method), rows_to_time(DATA["validation"])
+    found = Meter(cast("Any", base).to("cuda"), tokenizer, task).cost(recipe, rows, 24)
+    assert found.size == Meter(plain, tokenizer, task).cost(recipe).size
+    assert found.latency is not None
+    assert found.latency > 0
+    assert base.device.type == "cuda"
 
 
 def test_a_trial_that_fails_does_not_keep_the_others(

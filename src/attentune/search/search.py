@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.storages import JournalStorage
@@ -19,11 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from attentune import store
 from attentune.anatomy import stacks_of
-from attentune.backbones import hub_id, load_backbone, load_tokenizer
 from attentune.comparison import pool
 from attentune.errors import ConfigError, UnsupportedError
 from attentune.evaluation.metrics import LOWER_IS_BETTER, check_name
 from attentune.methods import METHODS
+from attentune.quantised import device_for
 from attentune.search import space
 from attentune.search.budget import Budget, parse_latency, parse_size
 from attentune.search.cost import Cost, Meter, rows_to_time
@@ -33,6 +33,7 @@ from attentune.tasks import Data
 from attentune.tasks.sources import Source
 from attentune.training.checkpoints import Mark, every_row
 from attentune.training.choice import backbone_of, changes_of, choose, learned_task
+from attentune.training.ground import Ground, ground_of
 from attentune.training.recipe import Recipe
 
 REFUSALS = 300
@@ -92,13 +93,17 @@ def search(
     changes = changes_of(task, text, label, fixed)
     rows, chosen = choose(data, methods[0] if methods else None, None, changes)
     backbone, _ = backbone_of(chosen, backbone)
+    if limits.latency is not None and rows.kind == "generation":
+        raise UnsupportedError("a latency is that of one forward pass, and generation takes many; drop the latency")
     for note in rows.notes:
         report(note)
+    ground = ground_of(backbone, rows.kind == "generation", chosen.training)
     work = target.with_name(f"{target.name}.search")
-    mark = Mark(work / "search.id", [every_row(rows), hub_id(backbone), changes, list(methods), str(limits)])
-    if not (resume and mark.goes_on("a search with other data or wishes")):
+    wishes = [changes, list(methods), str(limits)]
+    mark = Mark(work / "search.id", [every_row(rows), ground.origin.fingerprint, *wishes])
+    if not (resume and mark.goes_on("a search with other data, weights or wishes")):
         mark.begin()
-    one = _Search(rows, chosen, target.name, work, backbone, limits, changes, seed, report)
+    one = _Search(rows, chosen, target.name, work, ground, limits, changes, seed, report)
     one.among(list(methods) or list(METHODS))
     deadline = time.time() + 60 * minutes
     ask = partial(one.ask, deadline, trials)
@@ -116,25 +121,24 @@ class _Search:
         recipe: Recipe,
         name: str,
         work: Path,
-        backbone: str,
+        ground: Ground,
         budget: Budget,
         fixed: Mapping[str, Any],
         seed: int,
         report: Callable[[str], None],
     ) -> None:
-        self.rows, self.name, self.work, self.backbone, self.budget = rows, name, work, backbone, budget
+        self.rows, self.name, self.work, self.backbone, self.budget = rows, name, work, ground.name, budget
         self.fixed, self.report = fixed, report
-        if budget.latency is not None and rows.kind == "generation":
-            raise UnsupportedError("a latency is that of one forward pass, and generation takes many; drop the latency")
-        base = load_backbone(backbone, writes=rows.kind == "generation")
-        tokenizer = load_tokenizer(backbone, base)
+        base = ground.base
         learned = learned_task(rows, recipe.task, base)
         self.metric = check_name(rows.kind, recipe.task.metric or learned.checkpoint_metric, rows.labels)
         self.higher = self.metric not in LOWER_IS_BETTER
         self.pools = learned.head == "sequence"
         _, _, anatomy = stacks_of(base)[0]
         self.layers = anatomy.layers(base.config)
-        self.meter = Meter(base, tokenizer, learned)
+        if budget.latency is not None:
+            base.to(cast("Any", device_for(recipe.training.quantise)))  # where a trial trains
+        self.meter = Meter(base, ground.tokenizer, learned)
         self.timed = None if budget.latency is None else rows_to_time(rows.validation)
         self.methods: list[str] = []
         self.running: dict[int, optuna.Trial] = {}

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from attentune import store
-from attentune.backbones import hub_id
 from attentune.errors import ConfigError
 from attentune.evaluation.metrics import LOWER_IS_BETTER
 from attentune.evaluation.seeds import summary
 from attentune.tasks import Data
 from attentune.tasks.sources import Source
-from attentune.training.checkpoints import Mark, every_row
-from attentune.training.choice import backbone_of, changes_of, choose
+from attentune.training.checkpoints import Mark
+from attentune.training.choice import backbone_of, changes_of, choose, drawn
+from attentune.training.ground import Ground, ground_of
 from attentune.training.recipe import Recipe
-from attentune.training.train import Result, train
+from attentune.training.train import Result, identity_of, learn
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,16 @@ def train_seeds(
     target = store.check_writable(output)
     rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides), library)
     backbone, chosen = backbone_of(chosen, backbone)
+    ground = ground_of(backbone, rows.kind == "generation", chosen.training)
     work = target.with_name(f"{target.name}.seeds")
-    mark = Mark(work / "run.id", [chosen.to_toml(), hub_id(backbone), every_row(rows)])
-    if not (resume and mark.goes_on("seeds with other settings or data")):
+    mark = Mark(work / "run.id", identity_of(rows, chosen, ground))
+    if not (resume and mark.goes_on("seeds with other settings, data or weights")):
         mark.begin()
     runs: list[SeedRun] = []
     for seed in range(chosen.training.seed, chosen.training.seed + seeds):
         report(f"seed {seed}")
         one = chosen.override({"training.seed": seed})
-        runs.append(SeedRun(seed, _run(rows, one, work / str(seed) / target.name, backbone, library, resume, report)))
+        runs.append(SeedRun(seed, _run(rows, one, work / str(seed) / target.name, ground, library, resume, report)))
     best = max(runs, key=lambda run: _rank(run, chosen))
     metrics = {
         **best.result.metrics,
@@ -96,7 +97,7 @@ def _run(
     rows: Data,
     recipe: Recipe,
     folder: Path,
-    backbone: str,
+    ground: Ground,
     library: str | Path | None,
     resume: bool,
     report: Callable[[str], None],
@@ -105,7 +106,10 @@ def _run(
         done = store.read(folder)
         return Result(folder, done.card, done.metrics, rows.notes)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return train(rows, None, folder, backbone, recipe, library=library, resume=resume, report=report)
+    few = drawn(rows, recipe.task.shots, recipe.training.seed)
+    for note in few.notes:
+        report(note)
+    return learn(few, recipe, folder, ground.twin(), library=library, resume=resume, report=report)
 
 
 def _rank(run: SeedRun, recipe: Recipe) -> float:
