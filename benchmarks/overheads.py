@@ -1,18 +1,20 @@
 """What one adapter costs: forward against the bare backbone, a training step and its memory against peft's LoRA.
 
-    python benchmarks/overheads.py            # an hour on one core
+    python benchmarks/overheads.py            # two hours on one core, most of it large and rows of 4,096
     python benchmarks/overheads.py --quick
     python benchmarks/overheads.py --places small-512
 
 All contenders get the same random tokens in turn, A B C A B C, in float32, after a warm-up of each; ratios are medians
 over turns, of processor time; freed memory stays with the process, as in the commands. Backbones are BERTs with random
 weights of the sizes of MiniLM-L6, base and large, with no dropout of attention weights. A training step is loss,
-gradients and AdamW. Memory is that of the tensors that autograd keeps for the backward pass, beside the parameters.
+gradients and AdamW; those that put m rows in front are measured against LoRA on the same T tokens, and on T + m of
+them. Memory is that of the tensors that autograd keeps for the backward pass, beside the parameters.
 Rows of 4,096 tokens have the recipes of long documents; there, four blocks stand for all of the larger sizes.
 """
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +24,7 @@ from typing import Any
 
 import torch
 from many import in_turn, ratio
-from pages import RESULTS, closing, opening, save, stamp
+from pages import RESULTS, Row, closing, date_of, opening, save, stamp
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, logging
 
@@ -49,15 +51,17 @@ PLACES = {
     "base-64": ("base", 64, 8),
     "base-512": ("base", 512, 1),
     "large-64": ("large", 64, 4),
+    "large-512": ("large", 512, 1),
     "small-4096": ("small", 4096, 1),
     "base-4096": ("base, 4 blocks", 4096, 1),
     "large-4096": ("large, 4 blocks", 4096, 1),
 }
 """Size, T, B."""
 LONG = 4096
-"""At this length LoRA is the only peer, rounds are a third, and recipes are those of long documents."""
+"""At this length rounds are a third, and recipes are those of long documents."""
 PROMPTS = {"prefix_propagation", "attempt", "prompt_tuning"}
-"""They lengthen the sequence, and are measured against the backbone at T + m, too."""
+"""They lengthen the sequence, and are measured against the backbone and LoRA at T + m, too."""
+LONGER = "lora at T + m"
 WARM = 2
 TASK = Classification(("a", "b", "c", "d"))
 Batch = dict[str, Tensor]
@@ -97,7 +101,7 @@ def contenders(names: Sequence[str], base: Any, length: int) -> dict[str, nn.Mod
     return found
 
 
-def measure(size: str, length: int, rows: int, names: Sequence[str], rounds: int) -> list[dict[str, Any]]:
+def measure(size: str, length: int, rows: int, names: Sequence[str], rounds: int) -> list[Row]:
     """A line a contender."""
     bare = backbone(size, length)
     models, batch = contenders(names, bare, length), tokens(rows, length)
@@ -114,18 +118,22 @@ def measure(size: str, length: int, rows: int, names: Sequence[str], rounds: int
     with torch.inference_mode():
         forward = in_turn(forwards, rounds, WARM, time.process_time)
     steps = {name: step_of(model.train(), batch) for name, model in models.items()}
+    steps[LONGER] = step_of(models["lora"], wide)
     kept = {name: kept_bytes(step) for name, step in steps.items()}
     step = in_turn(steps, rounds, WARM, time.process_time)
-    lines: list[dict[str, Any]] = []
-    for name in forwards:
+    lines: list[Row] = []
+    for name in forwards | steps:
         reference = "bare at T + m" if name in PROMPTS else "bare"
-        line: dict[str, Any] = {"size": size, "T": length, "B": rows, "contender": name}
-        line["forward ms"] = 1000 * median(forward[name])
-        line["forward / bare"] = ratio(forward[name], forward["bare"])
-        line["forward / bare at T + m"] = ratio(forward[name], forward[reference])
+        line: Row = {"size": size, "T": length, "B": rows, "contender": name}
+        if name in forward:
+            line["forward ms"] = 1000 * median(forward[name])
+            line["forward / bare"] = ratio(forward[name], forward["bare"])
+            line["forward / bare at T + m"] = ratio(forward[name], forward[reference])
         if name in step:
             line["step ms"] = 1000 * median(step[name])
             line["step / LoRA"] = ratio(step[name], step["lora"])
+            if name in PROMPTS:
+                line["step / LoRA at T + m"] = ratio(step[name], step[LONGER])
             line["kept MB"] = kept[name] / 1e6
             line["kept / LoRA"] = kept[name] / kept["lora"]
         lines.append(line)
@@ -164,11 +172,12 @@ def kept_bytes(step: Callable[[int], None]) -> int:
 def markdown(results: dict[str, Any]) -> str:
     """A table a size and length."""
     text = opening("what one adapter costs", __doc__)
-    rows: list[dict[str, Any]] = results["rows"]
-    for place in dict.fromkeys((row["size"], row["T"], row["B"]) for row in rows):
-        some = [row for row in rows if (row["size"], row["T"], row["B"]) == place]
+    rows: list[Row] = results["rows"]
+    for place in dict.fromkeys(map(place_of, rows)):
+        some = [row for row in rows if place_of(row) == place]
         columns = [name for name in max(some, key=len) if name not in ("size", "T", "B", "contender")]
-        text += [f"### {place[0]}, T = {place[1]:,}, B = {place[2]}", ""]
+        size, length, count = PLACES[place]
+        text += [f"### {size}, T = {length:,}, B = {count}", "", f"{date_of(results, place)}.", ""]
         text += [f"| contender | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
         for row in some:
             cells = [f"{row[name]:.3g}" if name in row else "" for name in columns]
@@ -177,17 +186,22 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join([*text, closing(results)]) + "\n"
 
 
+def place_of(row: Row) -> str:
+    """The key of `PLACES` that a row is of."""
+    return f"{row['size'].partition(',')[0]}-{row['T']}"
+
+
 def shown(name: str) -> str:
-    """A contender for people."""
+    """A contender for people, with what the name says of how it was measured."""
     if name.startswith("bare"):
         return name
-    first, comma, rest = name.partition(",")
-    return contender(first).shown + comma + rest
+    first = re.split(r"[ ,]", name)[0]
+    return contender(first).shown + name.removeprefix(first)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one size, two methods, nothing is written")
+    parser.add_argument("--quick", action="store_true", help="one size, three methods, nothing is written")
     parser.add_argument("--places", nargs="+", choices=list(PLACES), default=list(PLACES), help="the others stay")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
@@ -196,21 +210,24 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(given.threads)
     kept = RESULTS / "overheads.json"
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Row]] = {}
+    dates: dict[str, str] = {}
     if kept.is_file() and not given.quick:
-        for row in json.loads(kept.read_text())["rows"]:
-            found.setdefault(f"{row['size'].partition(',')[0]}-{row['T']}", []).append(row)
+        former = json.loads(kept.read_text())
+        for row in former["rows"]:
+            found.setdefault(place_of(row), []).append(row)
+        dates = {place: date_of(former, place) for place in found}
+    results = stamp()
     for place in given.places[:1] if given.quick else given.places:
         size, length, count = PLACES[place]
-        peers, rounds = (PEERS[:1], given.rounds // 3) if length == LONG else (PEERS, given.rounds)
-        names = ["pasta", "kernel_mix", "lora"] if given.quick else [*METHODS, *peers]
-        found[place] = measure(size, length, count, names, 3 if given.quick else rounds)
+        rounds = 3 if given.quick else given.rounds // 3 if length == LONG else given.rounds
+        names = ["pasta", "prefix_propagation", "kernel_mix", "lora"] if given.quick else [*METHODS, *PEERS]
+        found[place], dates[place] = measure(size, length, count, names, rounds), results["date"]
         print(json.dumps(found[place]), file=sys.stderr)
-    rows = [row for place in PLACES for row in found.get(place, [])]
-    results = {**stamp(), "rows": rows}
+        results |= {"dates": dates, "rows": [row for each in PLACES for row in found.get(each, [])]}
+        if not given.quick:
+            save("overheads", results, markdown(results))
     print(markdown(results))
-    if not given.quick:
-        save("overheads", results, markdown(results))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,25 @@ def where() -> dict[str, Any]:
 def stamp() -> dict[str, Any]:
     """What every result begins with."""
     return {"where": where(), "date": time.strftime("%Y-%m-%d %H:%M")}
+
+
+def resumed(name: str, parts: Iterable[str]) -> dict[str, Any]:
+    """The figures that are kept, with a stamp of now; "dates" says when each part of them was measured."""
+    path = RESULTS / f"{name}.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    dates = {part: date_of(results, part) for part in parts if part in results}
+    return results | stamp() | {"dates": dates}
+
+
+def date_of(results: dict[str, Any], part: str) -> str:
+    """When a part was measured: with all others, unless it has a date of its own."""
+    return results.get("dates", {}).get(part, results["date"])
+
+
+def days(results: dict[str, Any]) -> str:
+    """When all of it was measured, from the first part to the last."""
+    dates = sorted(results.get("dates", {}).values()) or [results["date"]]
+    return dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
 
 
 def opening(title: str, doc: str | None) -> list[str]:
