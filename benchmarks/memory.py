@@ -1,32 +1,39 @@
 """Peak memory of training, by method, length and the numbers of the frozen backbone.
 
-    python benchmarks/memory.py            # some twenty minutes on one core
+    python benchmarks/memory.py            # some forty minutes on one core; Linux with glibc
     python benchmarks/memory.py --quick
 
 A BERT of the size of MiniLM-L6 with random weights, 4,096 tokens a step, no dropout of attention weights. Every figure
 is of a process of its own: the weights, and the most memory that two training steps (loss, gradients, AdamW) took
-beyond what the process held before them, sampled every 5 ms. On a GPU it is what torch allocated there.
+beyond what the process held before them, by the kernel's high-water mark. "In use", and in the last table: blocks of 64
+KB and more are mapped one by one, so that what is freed is gone at once. "Resident": freed memory stays, as in the
+commands, and with it the holes that glibc's heap has between blocks of many sizes; they are as large as differences
+between methods, and differ from process to process. On a GPU both are what torch allocated there.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from many import alone
-from overheads import backbone, contenders, shown, step_of, tokens
+from overheads import PEERS, backbone, contenders, shown, step_of, tokens
 from pages import Row, closing, opening, save, stamp
 from transformers import logging
 
-from attentune.comparison.measure import Memory
+from attentune.allocator import M_MMAP_THRESHOLD, give_back_freed_memory, keep_freed_memory
 from attentune.methods import METHODS
 from attentune.quantised import quantise
 
 TOKENS = 4096
 LENGTHS = (64, 512, 2048)
-CONTENDERS = (*METHODS, "lora", "full")
+CONTENDERS = (*METHODS, *PEERS)
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"dtype": torch.bfloat16},
@@ -39,10 +46,39 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16 and nf4, checkpointing": {"dtype": torch.bfloat16, "quantise": "nf4", "checkpointing": True},
 }
 VARIED = ("pasta", "kernel_mix")
+MAPPED = 64 * 1024
+"""Bytes: blocks from this size on are handed back as soon as they are freed, where memory in use is measured."""
+FORMERLY = (
+    "These figures of peak memory are older than the script's way of telling what is in use from holes of the heap, "
+    "and hold both: the resident set, sampled every 5 ms, of a process in which glibc did as it does by default. "
+    "Methods are not to be judged by them; they are to be measured again."
+)
 
 
-def measure(name: str, length: int, variant: str) -> Row:
+def map_blocks() -> bool:
+    """Give every block that is not small pages of its own, so that a process holds what is in use."""
+    return bool(ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED))
+
+
+ALLOCATORS: dict[str, Callable[[], bool]] = {"peak MB": map_blocks, "resident MB": keep_freed_memory}
+"""A figure, and how its process is told to treat freed memory."""
+
+
+def high_water() -> int:
+    """The most bytes that this process held since the mark was lowered."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+
+def lower_mark() -> None:
+    """From here on: see proc(5), clear_refs."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure(name: str, length: int, variant: str, figure: str) -> Row:
     """One training, in this process."""
+    if not ALLOCATORS[figure]():
+        raise SystemExit("no glibc to ask, or its environment has decided what becomes of freed memory")
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     options = VARIANTS[variant]
@@ -61,28 +97,45 @@ def measure(name: str, length: int, variant: str) -> Row:
         inner: Any = model
         inner.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     step = step_of(model.train(), batch)
-    with Memory(seconds=0.005) as memory:
-        before = psutil.Process().memory_info().rss
-        for i in range(2):
-            step(i)
-    peak = weights + max(memory.resident) - before
+    # What building the model has freed is not a cost of training.
+    gc.collect()
+    give_back_freed_memory()
+    before = psutil.Process().memory_info().rss
+    lower_mark()
+    for i in range(2):
+        step(i)
+    peak = weights + high_water() - before
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
-    return {"contender": name, "T": length, "frozen": variant, "weights MB": weights / 1e6, "peak MB": peak / 1e6}
+    return {"contender": name, "T": length, "frozen": variant, "weights MB": weights / 1e6, figure: peak / 1e6}
+
+
+def separated(results: dict[str, Any]) -> bool:
+    """Whether memory in use was measured, without the heap's holes."""
+    return any("resident MB" in row for row in results["rows"])
+
+
+def by_length(rows: list[Row], figure: str) -> list[str]:
+    """Contenders by length, each with its part of LoRA's."""
+    found = {(row["contender"], row["T"]): row[figure] for row in rows}
+    lengths = list(dict.fromkeys(length for _, length in found))
+    heads = [f"{TOKENS // t} x {t:,} | of LoRA's" for t in lengths]
+    text = [f"| MB | {' | '.join(heads)} |", "| --- |" + " ---: | ---: |" * len(lengths)]
+    for name in dict.fromkeys(name for name, _ in found):
+        cells = [f"{found[name, t]:,.0f} | {found[name, t] / found['lora', t]:.2f}" for t in lengths]
+        text.append(f"| {shown(name)} | {' | '.join(cells)} |")
+    return text
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Two tables: methods by length, and one length by the backbone's numbers."""
+    """Methods by length, in use and resident, and one length by the backbone's numbers."""
     rows: list[Row] = results["rows"]
-    plain = {(row["contender"], row["T"]): row for row in rows if row["frozen"] == "float32"}
-    lengths = list(dict.fromkeys(length for _, length in plain))
+    plain = [row for row in rows if row["frozen"] == "float32"]
     text = opening("peak memory of training", __doc__)
-    text += [f"| MB | {' | '.join(f'{TOKENS // t} x {t:,}' for t in lengths)} | of LoRA at {lengths[-1]:,} |"]
-    text += ["| --- |" + " ---: |" * (len(lengths) + 1)]
-    for name in dict.fromkeys(name for name, _ in plain):
-        peaks = [plain[name, length]["peak MB"] for length in lengths]
-        share = peaks[-1] / plain["lora", lengths[-1]]["peak MB"]
-        text.append(f"| {shown(name)} | {' | '.join(f'{peak:,.0f}' for peak in peaks)} | {share:.2f} |")
+    if separated(results):
+        text += ["In use:", "", *by_length(plain, "peak MB"), "", "Resident:", "", *by_length(plain, "resident MB")]
+    else:
+        text += [FORMERLY, "", *by_length(plain, "peak MB")]
     varied = [row for row in rows if row["contender"] in VARIED and row["T"] == results["varied at"]]
     text += [
         "",
@@ -111,7 +164,9 @@ def main() -> None:
     cells += [(name, middle, variant) for variant in variants for name in VARIED]
     rows: list[Row] = []
     for cell in cells:
-        rows.append(alone(measure, *cell))
+        rows.append(alone(measure, *cell, "peak MB"))
+        if cell[2] == "float32":
+            rows[-1] |= alone(measure, *cell, "resident MB")
         print(json.dumps(rows[-1]), file=sys.stderr)
     results = {**stamp(), "varied at": middle, "rows": rows}
     print(markdown(results))
