@@ -1,6 +1,7 @@
 """Tasks per hour: `train_many` beside `train` one by one, on the same tasks, with the same steps of each.
 
-    python benchmarks/together.py                         # a few minutes on one CPU core
+    python benchmarks/together.py                         # some ten minutes on one CPU core
+    python benchmarks/together.py --quick
     python benchmarks/together.py --methods pasta --tasks 16 --together 16
 
 Every task tells three intents of the demo apart. Both ways run in one process, in turn, and leave the same folders;
@@ -128,6 +129,7 @@ def markdown(result: dict[str, Any]) -> str:
 def main() -> None:
     default = Size()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two small tasks of one method, nothing is written")
     parser.add_argument("--methods", nargs="+", default=["pasta", "kernel_mix"])
     for name, value in asdict(default).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
@@ -139,6 +141,8 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(arguments.threads)
     size = Size(**{name: getattr(arguments, name) for name in asdict(default)})
+    if arguments.quick:
+        size, arguments.methods, arguments.rounds = Size(tasks=2, rows=16, validation=8, epochs=1), ["pasta"], 1
     # What the first run of a process pays for is nobody's.
     measure(arguments.methods[0], Size(tasks=1, rows=8, validation=8, epochs=1), 1)
     cuda = torch.cuda.is_available()
@@ -151,6 +155,8 @@ def main() -> None:
     }
     for method in arguments.methods:
         result["runs"].append(measure(method, size, arguments.rounds))
+        if arguments.quick:
+            continue
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
         arguments.output.with_suffix(".md").write_text(markdown(result))
