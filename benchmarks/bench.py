@@ -1,7 +1,7 @@
 """All measurements of speed and memory, one after the other, and one page of what was aimed at and what was found.
 
-    make bench                             # an hour and a half on one core
-    make bench ARGS=--quick                # every part in a small form, under five minutes; nothing is written
+    make bench                             # some four hours on one core
+    make bench ARGS=--quick                # every part in a small form, in some minutes; nothing is written
     python benchmarks/bench.py --report    # the page alone, from what is measured
 
 Every part is a script of its own, and keeps its figures beside its own page in `results/`.
@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from overheads import SIZES, shown
-from pages import RESULTS, Row
+from memory import FORMERLY, TOKENS, separated
+from overheads import LONGER, PEERS, SIZES, shown
+from pages import RESULTS, Row, days
 from serving import MIXED
 
 from attentune.evaluation.pictures import COLOURS, GREY, svg
@@ -34,6 +35,8 @@ PARTS = {
     "compiled": QUICK,
     "tiny_attention": QUICK,
     "serving": [*QUICK, "--parts", "throughput", "against_peft"],
+    "together": QUICK,
+    "frozen": QUICK,
 }
 """Script -> its arguments in the quick form."""
 Found = dict[str, Any]
@@ -41,11 +44,11 @@ Found = dict[str, Any]
 
 
 class Target(NamedTuple):
-    """What was aimed at: a ratio that is at least a bound."""
+    """What was aimed at: a ratio that is at least a bound; without one, it is shown beside the others."""
 
     what: str
     find: Callable[[Found], float]
-    bound: float
+    bound: float | None = None
 
 
 def served(method: str, tasks: str, traffic: str) -> Callable[[Found], float]:
@@ -66,6 +69,16 @@ def linear(length: int) -> Callable[[Found], float]:
         return next(row["times as fast"] for row in rows if (row["case"], row["T"]) == ("Gaussian", length))
 
     return find
+
+
+def together(method: str) -> Callable[[Found], float]:
+    """Tasks an hour, trained together, of those one by one."""
+    return lambda found: next(run["ratio"] for run in found["together"]["runs"] if run["method"] == method)
+
+
+def frozen(blocks: list[int]) -> Callable[[Found], float]:
+    """Seconds of training, of those with `cache_frozen`."""
+    return lambda found: next(run["ratio"] for run in found["frozen"]["runs"] if run["blocks"] == blocks)
 
 
 FIVE = ("pasta", "tiny_attention", "prefix_propagation", "attempt", "kernel_mix")
@@ -95,36 +108,70 @@ TARGETS = [
         1.0,
     ),
     Target("tiny attention in linear time / exact, T = 4,096, Gaussian", linear(4096), 1.0),
+    *(
+        Target(f"8 tasks of {shown(name)} trained together / one by one, tasks an hour", together(name))
+        for name in ("pasta", "kernel_mix")
+    ),
+    *(
+        Target(f"training {which} of six blocks / the same with cache_frozen, seconds", frozen(blocks))
+        for which, blocks in (("the upper three", [3, 4, 5]), ("the last", [5]))
+    ),
 ]
 
 
-def at_most(name: str, column: str) -> float:
-    """What one adapter may cost, as a ratio."""
+def at_most(name: str, column: str) -> float | None:
+    """What one adapter may cost, as a ratio; None: it is a reference."""
+    if name not in AIMED or column == "step / LoRA at T + m":
+        return None
     if column != "forward / bare at T + m":
         return 1.0
     return {"pasta": 1.03, "kernel_mix, merged": 1.01}.get(name, 1.06)
 
 
+AIMED = (*FIVE, "kernel_mix, merged")
 COLUMNS = {
     "forward / bare at T + m": "A forward, of the bare backbone's (at T + m positions for those that put m in front)",
     "step / LoRA": "A training step, of LoRA's on the same T tokens, whatever stands in front",
+    "step / LoRA at T + m": "The step of those that put m in front, of LoRA's on T + m tokens",
     "kept / LoRA": "What autograd keeps for the backward pass, of LoRA's",
 }
 
 
 def one_adapter(found: Found, column: str) -> list[str]:
-    """A table of contenders by size and T; what is more than was aimed at is bold."""
+    """A table of contenders by size and T."""
     rows: list[Row] = [row for row in found["overheads"]["rows"] if column in row]
-    places = list(dict.fromkeys((row["size"], row["T"]) for row in rows))
-    values = {(row["contender"], row["size"], row["T"]): row[column] for row in rows}
-    head = ["", "at most", *(f"{size}, T = {length:,}" for size, length in places)]
-    text = [f"{COLUMNS[column]}:", "", f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
-    for name in (*FIVE, "kernel_mix, merged"):
-        bound, here = at_most(name, column), [values.get((name, *place)) for place in places]
-        if any(here):
-            cells = ["" if v is None else f"{v:.3f}" if v <= bound else f"**{v:.3f}**" for v in here]
-            text.append(f"| {shown(name)} | {bound:.2f} | {' | '.join(cells)} |")
+    values = {(row["contender"], f"{row['size']}, T = {row['T']:,}"): row[column] for row in rows}
+    return judged(COLUMNS[column], values, lambda name: at_most(name, column))
+
+
+def peaks(found: Found) -> list[str]:
+    """The same of peak memory, by the rows of a batch."""
+    rows: list[Row] = [row for row in found["memory"]["rows"] if row["frozen"] == "float32"]
+    lora = {row["T"]: row["peak MB"] for row in rows if row["contender"] == "lora"}
+    values = {
+        (row["contender"], f"small, {TOKENS // row['T']} x {row['T']:,}"): row["peak MB"] / lora[row["T"]]
+        for row in rows
+    }
+    return judged("Peak memory of training, of LoRA's", values, lambda name: at_most(name, "peak"))
+
+
+def judged(what: str, values: dict[tuple[str, str], float], bound_of: Callable[[str], float | None]) -> list[str]:
+    """A table of contenders by place, those without a target last; what is more than was aimed at is bold."""
+    if not values:
+        return []
+    places = list(dict.fromkeys(place for _, place in values))
+    names = {name for name, _ in values}
+    text = [f"{what}:", "", f"|  | at most | {' | '.join(places)} |", "| --- |" + " ---: |" * (1 + len(places))]
+    for name in (name for name in (*AIMED, *PEERS, LONGER) if name in names):
+        bound, here = bound_of(name), [values.get((name, place)) for place in places]
+        cells = ["" if value is None else figure(value, bound is not None and value > bound) for value in here]
+        text.append(f"| {shown(name)} | {'' if bound is None else f'{bound:.2f}'} | {' | '.join(cells)} |")
     return [*text, ""]
+
+
+def figure(value: float, missed: bool) -> str:
+    """Three decimals; bold where a target is missed."""
+    return f"**{value:.3f}**" if missed else f"{value:.3f}"
 
 
 SAME = ("full", "kernel_mix, merged")
@@ -141,25 +188,28 @@ def page(found: Found) -> str:
     """Targets beside figures, and the pictures."""
     text = ["# Measured: the targets", ""]
     text += [
-        "Ratios, each of one run in which both sides took turns; of one adapter the median over turns. What misses its "
-        "target is bold. Forwards of merged Kernel-mix and of full fine-tuning, which do what the bare backbone does, "
+        "Ratios, each of one run in which both sides took turns; of one adapter the median over turns. Peak memory is of "
+        "a process each. What misses its target is bold. Forwards of merged Kernel-mix and of full fine-tuning, which do what the bare backbone does, "
         f"came out up to {noise(found):.3f} away from its own: so far apart are equal things here.",
         "",
     ]
-    text += ["## One adapter", "", "small is the size of MiniLM-L6.", ""]
+    text += ["## One adapter", "", "small is the size of MiniLM-L6. Rows without a target are for comparison.", ""]
     for column in COLUMNS:
         text += one_adapter(found, column)
+    text += peaks(found)
+    if not separated(found["memory"]):
+        text += [FORMERLY, ""]
     text += ["## Many tasks, and long rows", "", "| ratio | at least | measured |", "| --- | ---: | ---: |"]
     for target in TARGETS:
-        value = target.find(found)
-        figure = f"{value:.3f}" if value >= target.bound else f"**{value:.3f}**"
-        text.append(f"| {target.what} | {target.bound:.2f} | {figure} |")
+        value, bound = target.find(found), target.bound
+        aimed = "" if bound is None else f"{bound:.2f}"
+        text.append(f"| {target.what} | {aimed} | {figure(value, bound is not None and value < bound)} |")
     text += ["", *(f"![{name}](growth_{name}.svg)" for name in PICTURES), ""]
     text += ["The whole of each part stands in a page of its own:", ""]
     abouts = {part: found[part]["where"] for part in PARTS}
     for part, about in abouts.items():
         text.append(
-            f"- {part}: {about['machine']}, {about['threads']} thread(s), torch {about['torch']}, {found[part]['date']}"
+            f"- {part}: {about['machine']}, {about['threads']} thread(s), torch {about['torch']}, {days(found[part])}"
         )
     return "\n".join(text) + "\n"
 
@@ -222,14 +272,14 @@ PICTURES: dict[str, Callable[[Found, Axes], None]] = {
 
 def drawn(draw: Callable[[Found, Axes], None], found: Found) -> str:
     """One picture."""
-    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
-    FigureCanvasSVG(figure)
-    panel = figure.subplots()
+    picture = Figure(figsize=(7.6, 4.2), layout="constrained")
+    FigureCanvasSVG(picture)
+    panel = picture.subplots()
     panel.spines[["top", "right"]].set_visible(False)
     panel.axhline(1, color=GREY, linewidth=1)
     draw(found, panel)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    return svg(figure)
+    picture.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return svg(picture)
 
 
 def measured() -> Found:
