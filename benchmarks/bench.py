@@ -188,8 +188,9 @@ def page(found: Found) -> str:
     """Targets beside figures, and the pictures."""
     text = ["# Measured: the targets", ""]
     text += [
-        "Ratios, each of one run in which both sides took turns; of one adapter the median over turns. Peak memory is of "
-        "a process each. What misses its target is bold. Forwards of merged Kernel-mix and of full fine-tuning, which do what the bare backbone does, "
+        "Ratios, each of one run in which both sides took turns; of one adapter the median over turns. Peak memory is "
+        "of a process each. What misses its target is bold. Forwards of merged Kernel-mix and of full fine-tuning, which "
+        "do what the bare backbone does, "
         f"came out up to {noise(found):.3f} away from its own: so far apart are equal things here.",
         "",
     ]
