@@ -189,8 +189,8 @@ def page(found: Found) -> str:
     text = ["# Measured: the targets", ""]
     text += [
         "Ratios, each of one run in which both sides took turns; of one adapter the median over turns. Peak memory is "
-        "of a process each. What misses its target is bold. Forwards of merged Kernel-mix and of full fine-tuning, which "
-        "do what the bare backbone does, "
+        "of a process each. What misses its target is bold. Forwards of merged Kernel-mix and of full fine-tuning, "
+        "which do what the bare backbone does, "
         f"came out up to {noise(found):.3f} away from its own: so far apart are equal things here.",
         "",
     ]
