@@ -193,6 +193,20 @@ class Frame:
 
         return self.once(f"allowed {q} {k}", make)
 
+    def unpadded(self, queries: Tensor, keys: Tensor) -> bool:
+        """Whether queries and keys are the same positions of causal rows, all of them text: PyTorch's attention knows
+        that case by itself, without a mask of [Tq,Tk].
+
+        queries [...,Tq,w], keys [...,Tk,w]
+        """
+        q, k = queries.shape[-2], keys.shape[-2]
+
+        def make() -> bool:
+            mask = self.keys(k)
+            return mask is None or (not torch.compiler.is_compiling() and bool(mask.all()))
+
+        return self.causal and q == k > 1 and self.once(f"unpadded {k}", make)
+
     def recall(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append to this site's memory, [R,h,T,w] each, and get back all positions since the start of decoding.
 

@@ -90,25 +90,28 @@ def project(h: Tensor, norm_weight: Tensor, norm_bias: Tensor, p: Params) -> tup
     return q, k, v
 
 
-def tiny_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Q [B,heads,Tq,w], k, v [B,heads,Tk,w], allowed [B,1,1|Tq,Tk] bool -> [B,Tq,heads*w]"""
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+def tiny_attention(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float = 0.0, causal: bool = False
+) -> Tensor:
+    """Q [B,heads,Tq,w], k, v [B,heads,Tk,w], allowed [B,1,1|Tq,Tk] bool (or none, `causal` or not) -> [B,Tq,heads*w]"""
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout, is_causal=causal)
     return out.transpose(1, 2).flatten(2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, frame: Frame, dropout: float) -> Tensor:
     """`tiny_attention` of what the frame allows; long rows of heads of width 1 in linear time, to an error of 1e-6."""
-    if q.shape[-1] == 1 and not dropout:
+    plain = frame.unpadded(q, k)
+    if q.shape[-1] == 1 and not dropout and not plain:
         mask, causal = frame.keys(k.shape[-2]), frame.causal and q.shape[-2] > 1
         there = None if mask is None else mask[:, None, None]
         plan = scalar_attention.faster(q, k, there, causal)
         if plan is not None:
             return scalar_attention.attend(q, k, v, there, plan, causal).transpose(1, 2).flatten(2)
-    allowed = frame.allowed(q, k)
+    allowed = None if plain else frame.allowed(q, k)
     if dropout and q.requires_grad and q.shape[-2] >= LONG:
         # Dropped weights are T x T and would be kept for the backward pass; they cost little to make again.
-        return checkpoint(tiny_attention, q, k, v, allowed, dropout, use_reentrant=False)
-    return tiny_attention(q, k, v, allowed, dropout)
+        return checkpoint(tiny_attention, q, k, v, allowed, dropout, plain, use_reentrant=False)
+    return tiny_attention(q, k, v, allowed, dropout, plain)
 
 
 def widen(o: Tensor, p: Params) -> Tensor:
