@@ -17,6 +17,7 @@ PUBLIC = {
     "Anatomy",
     "AttemptConfig",
     "AttentuneError",
+    "ComparisonColumns",
     "ComparisonConditions",
     "HeadConfig",
     "KernelMixConfig",
@@ -46,6 +47,7 @@ PUBLIC = {
     "train_source",
 }
 RENAMED = {
+    "ComparisonColumns": "attentune.comparison.sets.Reading",
     "ComparisonConditions": "attentune.comparison.plan.Conditions",
     "SourceLibrary": "attentune.training.sources.library.Library",
     "add_source": "attentune.training.sources.made.keep_file",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from attentune.comparison.compare import compare
     from attentune.comparison.plan import Conditions as ComparisonConditions
     from attentune.comparison.report import report as draw_comparison
+    from attentune.comparison.sets import Reading as ComparisonColumns
     from attentune.longformer import lengthen
     from attentune.predict import load, predict_many
     from attentune.search.search import search as search_adapter
@@ -43,6 +44,7 @@ __all__ = [
     "Anatomy",
     "AttemptConfig",
     "AttentuneError",
+    "ComparisonColumns",
     "ComparisonConditions",
     "HeadConfig",
     "KernelMixConfig",
@@ -78,6 +80,7 @@ for _method in BUILT_IN:
 # What trains and predicts imports datasets and Trainer, seconds that a server or a plain peft user need not spend.
 # Name -> its module, and the name that it has there: `compare` or `Library` say enough inside their packages.
 _LAZY = {
+    "ComparisonColumns": ("attentune.comparison.sets", "Reading"),
     "ComparisonConditions": ("attentune.comparison.plan", "Conditions"),
     "SourceLibrary": ("attentune.training.sources.library", "Library"),
     "add_source": ("attentune.training.sources.made", "keep_file"),
