@@ -12,6 +12,7 @@ import typer
 from attentune.allocator import keep_freed_memory
 from attentune.cli import (
     adopt,
+    calibrate,
     compare,
     env,
     inspect,
@@ -38,6 +39,7 @@ app.command("train")(train.train_command)
 app.command("train-many")(train_many.train_many_command)
 app.command("search")(search.search_command)
 app.command("evaluate")(predict.evaluate_command)
+app.command("calibrate")(calibrate.calibrate_command)
 app.command("predict")(predict.predict_command)
 app.command("serve")(serve.serve_command)
 app.command("keys")(serve.keys_command)

@@ -95,15 +95,23 @@ def load_data(
     return Data(kind, columns, labels, train, held_out, splits.get("test", []), tuple(notes), outside)
 
 
-def load_rows(source: Source, columns: Columns, kind: str, split: str | None = None) -> list[Row]:
-    """Labelled rows to score: of `split`, else of the only split there is, else of the test split.
+def load_rows(
+    source: Source,
+    columns: Columns,
+    kind: str,
+    split: str | None = None,
+    usual: Sequence[str] = ("test", "validation", "train"),
+) -> list[Row]:
+    """Labelled rows to score: of `split`, else of the only split there is, else of the first of `usual` that there is.
 
     Columns are those of training where the source has them, else guessed.
     """
     raw = read(source)
     if split is not None and split not in raw:
         raise DataError(f"no split {split!r}; the splits are {', '.join(raw)}")
-    name = split or (next(iter(raw)) if len(raw) == 1 else next(n for n in ("test", "validation", "train") if n in raw))
+    name = split or next((n for n in (usual if len(raw) > 1 else raw) if n in raw), None)
+    if name is None:
+        raise DataError(f"no {usual[0]} split; the splits are {', '.join(raw)}: name the one to read")
     names = raw[name].columns
     columns = _of_split(columns, names, kind)
     if columns.label is None or not {*columns.inputs, *columns.choices, columns.label} <= set(names):

@@ -45,7 +45,8 @@ def with_sources(
 ) -> Stored:
     """Write an adapter with sources of `library` added (after those that it has) and others left out.
 
-    Every other tensor is the same, bit for bit. Scores and calibration stay behind: they were those of another mixture.
+    Every other tensor is the same, bit for bit. Scores and calibration stay behind, for they were those of another
+    mixture; `recalibrate` fits them anew.
 
     Raises:
         UnsupportedError: the adapter mixes no source prompts.
