@@ -38,6 +38,7 @@ PUBLIC = {
     "lengthen",
     "load",
     "predict_many",
+    "recalibrate",
     "register",
     "register_architecture",
     "search_adapter",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from attentune.predict import load, predict_many
     from attentune.search.search import search as search_adapter
     from attentune.training.many import train_many
+    from attentune.training.recalibrate import recalibrate
     from attentune.training.seeds import train_seeds
     from attentune.training.sources.edit import with_sources as edit_sources
     from attentune.training.sources.library import Library as SourceLibrary
@@ -65,6 +66,7 @@ __all__ = [
     "lengthen",
     "load",
     "predict_many",
+    "recalibrate",
     "register",
     "register_architecture",
     "search_adapter",
@@ -90,6 +92,7 @@ _LAZY = {
     "lengthen": ("attentune.longformer", "lengthen"),
     "load": ("attentune.predict", "load"),
     "predict_many": ("attentune.predict", "predict_many"),
+    "recalibrate": ("attentune.training.recalibrate", "recalibrate"),
     "search_adapter": ("attentune.search.search", "search"),  # `attentune.search` is the package
     "train": ("attentune.training.train", "train"),
     "train_many": ("attentune.training.many", "train_many"),

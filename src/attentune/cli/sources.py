@@ -119,7 +119,7 @@ def edit_command(
     if json:
         show.as_json({"output": str(stored.folder), "sources": names})
     else:
-        show.progress(f"{stored.folder}: mixes {', '.join(names)}; score it with `attentune evaluate`")
+        show.progress(f"{stored.folder}: mixes {', '.join(names)}; `attentune calibrate` fits its probabilities again")
 
 
 @app.command("attention")
