@@ -19,7 +19,7 @@ compare trec6 stsb conll2003 tweet_stance "${short[@]}"
 few=(--rows 32 --epochs 20 --batch-size 8 --rates 2)
 compare agnews "${few[@]}" --test-rows 300 --max-length 64
 compare fewglue_rte "${few[@]}" --test-rows 600 --max-length 128
-compare squad_dev --rows 500 --test-rows 200 --epochs 2 --rates 1 --max-length 256
+compare squad_dev --rows 1000 --test-rows 200 --epochs 1 --rates 1 --max-length 256
 
 # Dropout of attention weights alone would take more than half of the time.
 long=(--batch-size 8 --max-length 512 --attention-dropout 0)

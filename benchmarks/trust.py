@@ -1,13 +1,13 @@
 """Decisions on real data: are probabilities true, do sets keep their promise, are texts that are not for a task seen.
 
-    python benchmarks/trust.py FOLDER_OF_SETS                # half an hour on one core
+    python benchmarks/trust.py FOLDER_OF_SETS                # some twenty minutes on one core
     python benchmarks/trust.py FOLDER_OF_SETS --sets trec6
     python benchmarks/trust.py --report
 
 One adapter a set and method, trained as `attentune train` does by its own recipe (bfloat16 products, three epochs,
-seed 0) on at most 6,000 rows, drawn at random; temperature, sets and the threshold of scope are fitted on the validation
-rows, at most 1,000 beside those out of scope, and judged on at most 2,000 test rows beside those. clinc150 has 150
-intents and texts of none ("oos"), of which neither the adapter nor the temperature learns anything.
+seed 0) on at most 6,000 rows, drawn at random; temperature, sets and the threshold of scope are fitted on the
+validation rows, at most 1,000 beside those out of scope, and judged on at most 2,000 test rows beside those. clinc150
+has 150 intents and texts of none ("oos"), of which neither the adapter nor the temperature learns anything.
 """
 
 import argparse
