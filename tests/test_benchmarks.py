@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-PARTS = "overheads memory limits allocator compiled tiny_attention serving together frozen".split()
+PARTS = "overheads memory limits allocator compiled tiny_attention serving together frozen trust".split()
 ASK = """
 import importlib, json, sys
 from pathlib import Path
