@@ -42,5 +42,5 @@ docs: $(STAMP)  ## run every code block of the documents, then build the site, d
 package: $(STAMP)  ## build sdist and wheel, and run the demo from the wheel in an empty environment
 	$(BIN)/python scripts/check_package.py
 
-bench: $(STAMP)  ## measure speed and memory beside peft, more than an hour; ARGS=--quick for some minutes
+bench: $(STAMP)  ## measure speed and memory beside peft, some four hours; ARGS=--quick for some minutes
 	$(BIN)/python benchmarks/bench.py $(ARGS)
