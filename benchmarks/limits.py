@@ -106,9 +106,8 @@ def own(method: str, size: str, length: int, rows: int) -> Work:
         return positions * float(hidden) + rows * (4.0 * BOTTLENECK * hidden + mixed), positions * float(hidden) * FLOAT
     if method == "lora":  # q and v: down and up; both read and written, and the states read
         return layers * positions * 8.0 * RANK * hidden, layers * positions * 5.0 * hidden * FLOAT
-    if (
-        method == "kernel_mix"
-    ):  # q: heads + 2 inner numbers a position, v: 2 heads + 4; q and v read and written, k read
+    if method == "kernel_mix":
+        # q: heads + 2 inner numbers a position, v: 2 heads + 4; q and v read and written, k read
         inner = (heads + 2) * 2 * 2 * hidden + 4 * 2 * 2 * hidden + 2 * heads * (2 * hidden // heads + 2 * hidden)
         return layers * positions * float(inner), layers * positions * 6.0 * hidden * FLOAT
     # One head of width 1: q, k, v and back, and attention between all positions; the states read and written.

@@ -1,4 +1,4 @@
-"""Bootstrap, paired differences and ranks, beside slow references and cases with a known answer."""
+"""Bootstrap and paired differences, beside slow references and cases with a known answer."""
 
 import math
 import operator
@@ -6,13 +6,10 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
 from sklearn.metrics import f1_score
 
 from attentune.errors import ConfigError, DataError
-from attentune.evaluation.statistics import bootstrap, mean_ranks, score
+from attentune.evaluation.statistics import bootstrap, score
 
 
 def slow_score(form: str, rows: np.ndarray[Any, Any]) -> float:
@@ -98,19 +95,6 @@ def test_equal_runs_give_a_point() -> None:
     found = bootstrap("mean", [np.ones((9, 1))]).estimate()
     assert (found.value, found.low, found.high) == (1, 1, 1)
     assert bootstrap("correlation", [np.ones((9, 2))]).estimate().value == 0
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=1, max_size=5))
-def test_ranks_are_scipys(tasks: list[list[int]]) -> None:
-    expected = stats.rankdata(-np.array(tasks), axis=1).mean(0)
-    assert mean_ranks(np.array(tasks, dtype=float)) == pytest.approx(expected)
-
-
-def test_ranks_of_some_tasks() -> None:
-    nan = math.nan
-    found = mean_ranks(np.array([[0.9, 0.8, nan, nan], [0.5, 0.5, 0.7, nan]]))
-    assert found == pytest.approx([1.75, 2.25, 1.0, nan], nan_ok=True)
 
 
 def test_refusals() -> None:

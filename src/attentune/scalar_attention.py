@@ -111,22 +111,22 @@ def _ends(keys: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def range_of(queries: Tensor, keys: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor, float]:
-    """The lowest query and the range [B,h,1,1] that every row's and head's panels cover, and the product of range and
-    key spread, which is the same for all; at least float32.  queries [B,h,Tq,1], the others as of `spread`
+def range_of(queries: Tensor, keys: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The lowest query and the range [B,h,1,1] that every row's and head's panels cover, and the product [] of range
+    and key spread, which is the same for all; at least float32.  queries [B,h,Tq,1], the others as of `spread`
     """
     low, high = (_wide(end) for end in queries.aminmax(dim=-2, keepdim=True))
     apart = _wide(spread(keys, allowed))
     product = ((high - low) * apart).amax().clamp(min=LEAST_PRODUCT)
     width = product / apart.clamp(min=NARROWEST)
-    return (low + high - width) / 2, width, float(product)
+    return (low + high - width) / 2, width, product
 
 
 def product_of(queries: Tensor, keys: Tensor, allowed: Tensor | None) -> float:
     """The product of query range and key spread, rounded up to a quarter of a power of two: a plan for it is safe, and
     few plans are made. Arguments as of `range_of`.
     """
-    found = range_of(queries, keys, allowed)[2]
+    found = float(range_of(queries, keys, allowed)[2])
     return 2 ** (math.ceil(4 * math.log2(found)) / 4) if math.isfinite(found) else found
 
 

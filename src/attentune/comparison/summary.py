@@ -7,13 +7,14 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from attentune.comparison.compare import RUNS, Counted, read_plan, whole
 from attentune.comparison.contenders import contender
 from attentune.comparison.plan import Cell, Conditions
 from attentune.comparison.records import Record, read
 from attentune.comparison.weights import current
-from attentune.evaluation.statistics import Array, Estimate, bootstrap, mean_ranks
+from attentune.evaluation.statistics import Array, Estimate, bootstrap
 
 REFERENCE = "lora"
 """Whom the others are measured against, where it takes part; else the best."""
@@ -219,6 +220,7 @@ def _curve(cell: Cell, validation: dict[str, float | None]) -> Curve | None:
 def _ranks(names: Sequence[str], tasks: Sequence[TaskSummary]) -> dict[str, float]:
     if not tasks:
         return {}
-    scores = {name: [line.score.value for task in tasks if (line := task.line(name))] for name in names}
-    ranks = dict(zip(names, mean_ranks(np.array(list(scores.values())).T).tolist(), strict=True))
-    return dict(sorted(ranks.items(), key=lambda entry: entry[1]))
+    scores = np.array([[line.score.value for task in tasks if (line := task.line(name))] for name in names])
+    # 1 is the best; those of equal score share the mean of their ranks.
+    ranks: list[float] = rankdata(-scores, axis=0).mean(1).tolist()
+    return dict(sorted(zip(names, ranks, strict=True), key=lambda entry: entry[1]))

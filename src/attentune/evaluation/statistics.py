@@ -1,6 +1,6 @@
-"""How sure a score is: bootstrap intervals over test rows, paired differences, ranks over tasks.
+"""How sure a score is: bootstrap intervals over test rows, and paired differences.
 
-Letters: N test rows, S statistics a row, K runs (seeds), M contenders, Q tasks. A score is a function (its `form`) of
+Letters: N test rows, S statistics a row, K runs (seeds). A score is a function (its `form`) of
 the means of N rows of statistics, so that a resample of the rows is one row of a matrix product:
 
     mean          S = 1: the row's own score                          -> its mean
@@ -93,18 +93,6 @@ def bootstrap(form: str, runs: Sequence[Array], resamples: int = RESAMPLES, seed
         times = draw.multinomial(count, equal, size=min(step, resamples - start)).astype(float)
         found.append(np.stack([_of_means(form, times @ means / count) for means in moments]))
     return Bootstrap(np.array([score(form, rows) for rows in runs]), np.concatenate(found, axis=1), count)
-
-
-def mean_ranks(scores: Array) -> Array:
-    """Scores [Q,M], more is better, NaN where a contender has none -> mean rank [M], 1 the best.
-
-    Contenders of equal score share the mean of their ranks. A task counts for the contenders that it has.
-    """
-    above = (scores[:, None, :] > scores[:, :, None]).sum(-1)
-    equal = (scores[:, None, :] == scores[:, :, None]).sum(-1)
-    ranks = np.where(np.isnan(scores), np.nan, above + (equal + 1) / 2)
-    counted = (~np.isnan(ranks)).sum(0)
-    return np.where(counted > 0, np.nansum(ranks, 0) / np.maximum(counted, 1), np.nan)
 
 
 def _moments(form: str, rows: Array) -> Array:
