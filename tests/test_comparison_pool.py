@@ -39,7 +39,7 @@ def die(x: int) -> int:
     os._exit(x)
 
 
-def test_one_worker_is_this_process_and_takes_items_when_it_needs_them() -> None:
+def test_without_workers_it_is_this_process_which_takes_items_when_it_needs_them() -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -60,7 +60,12 @@ def test_two_processes_work_at_the_same_time(tmp_path: Path) -> None:
     assert os.getpid() not in found
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+def test_each_item_has_a_fresh_process() -> None:
+    processes = [process for _, (_, process) in pool.map(square, range(3), workers=1)]
+    assert len({*processes, os.getpid()}) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_later_items_may_wait_for_results(workers: int) -> None:
     waiting = [2, 3]
     seen: list[int] = []
@@ -76,7 +81,7 @@ def test_later_items_may_wait_for_results(workers: int) -> None:
     assert sorted(seen) == [4, 9, 16, 81]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_errors_come_through(workers: int) -> None:
     with pytest.raises(ConfigError, match="7 cannot be meant"):
         list(pool.map(fail, [7], workers))
@@ -126,8 +131,10 @@ def test_workers_of_a_killed_process_end_too(tmp_path: Path) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ConfigError, match="at least one worker"):
-        list(pool.map(square, [1], workers=0))
+    with pytest.raises(ConfigError, match=r"0 \(this process\) or more workers are needed, found workers=-1"):
+        list(pool.map(square, [1], workers=-1))
+    with pytest.raises(ConfigError, match="on a cluster at least one worker is needed, found workers=0"):
+        list(pool.map(square, [1], workers=0, ray_address="local"))
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def compare_command(
         float | None, typer.Option(help="Of attention weights while training. [default: the backbone's]")
     ] = None,
     backbone: Annotated[str, typer.Option(help="minilm, a folder, or a hub id.")] = "minilm",
-    workers: Annotated[int, typer.Option(help="Processes that share the runs.")] = 1,
+    workers: Annotated[int, typer.Option(help="Runs at the same time, each in a fresh process; 0: all in one.")] = 1,
     ray: Annotated[
         str | None, typer.Option(help="Work on a Ray cluster: local, auto (the one that runs here) or host:port.")
     ] = None,

@@ -31,7 +31,7 @@ def search_command(
     task: Annotated[str | None, typer.Option(help="The kind of task; guessed.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="The text column; twice for a pair.")] = None,
     label: Annotated[str | None, typer.Option(help="The column to learn.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that train at the same time.")] = 1,
+    workers: Annotated[int, typer.Option(help="Trials at the same time, each in a fresh process; 0: all in one.")] = 1,
     ray: Annotated[
         str | None, typer.Option(help="Work on a Ray cluster: local, auto (the one that runs here) or host:port.")
     ] = None,

@@ -41,7 +41,7 @@ def compare(
     rates: int = 3,
     seeds: int = 2,
     minutes: float | None = None,
-    workers: int = 1,
+    workers: int = 0,
     ray_address: str | None = None,
     add: bool = False,
     report: Callable[[str], None] = lambda line: None,
@@ -49,8 +49,9 @@ def compare(
     """Do every run that is not done yet, and say how far it went.
 
     `data` names folders, files, hub data sets or `demo:<task>`, all with the columns that `reading` names; `methods`
-    contenders. No run begins after `minutes`. `workers` processes share the runs, of this machine or, with
-    `ray_address`, of a Ray cluster, whose machines must find data and backbone at the same places. With `add` the other
+    contenders. No run begins after `minutes`. So many `workers` are at it at once, each run in a fresh process of this
+    machine or, with `ray_address`, of a Ray cluster, whose machines must find data and backbone at the same places.
+    With 0 all runs are made in this process, and the memory of each holds what earlier ones left. With `add` the other
     tasks that the folder compares already stay in the plan, each under its own conditions; what they lack is done after
     the tasks that are named.
 

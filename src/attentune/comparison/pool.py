@@ -1,4 +1,6 @@
-"""One function over many items: in this process, over processes, or over machines with Ray.
+"""One function over many items: in this process, each in a fresh process, or over machines with Ray.
+
+A fresh process an item: what one leaves in memory is no cost of the next one.
 
 `map(function, items, workers, ray_address)` yields each result as soon as it is there, in any order. Items are taken
 from their iterable only when a worker is free, so what the iterable yields may depend on the results so far.
@@ -10,6 +12,7 @@ a one), the items are plain values.
 import contextlib
 import multiprocessing
 import os
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -25,18 +28,21 @@ from attentune.errors import AttentuneError, ConfigError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+IMPORTED = "attentune.comparison.run"
+"""What fresh processes need not import: it imports everything that takes long."""
 
 
 def map(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int = 1, ray_address: str | None = None
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int = 0, ray_address: str | None = None
 ) -> Generator[tuple[Item, Result]]:
     """(item, result) of every item, as they finish.
 
     With `ray_address` ("local" starts a cluster on this machine, "auto" joins the one that runs here, "host:port" joins
-    another) `workers` processes of the cluster work; else `workers` processes of this machine, or this very one.
+    another) `workers` processes of the cluster work at the same time; else `workers` of this machine, or, with 0, this
+    very one.
 
     Raises:
-        ConfigError: there are no workers, or no Ray.
+        ConfigError: less than no workers, none on a cluster, or no Ray.
         AttentuneError: a worker died; what it had not finished is lost.
         Exception: whatever `function` raises.
     """
@@ -47,7 +53,7 @@ def map(
 def drain(
     function: Callable[[Item], Result],
     ask: Callable[[], Item | None],
-    workers: int = 1,
+    workers: int = 0,
     ray_address: str | None = None,
 ) -> Generator[tuple[Item, Result]]:
     """As `map`, with items that may become known only when others are finished.
@@ -55,9 +61,10 @@ def drain(
     `ask` is called whenever a worker is free; None says that there is nothing to do now. It is asked again after the
     next result, and all is done when nothing is under way either.
     """
-    if workers < 1:
-        raise ConfigError(f"at least one worker is needed, found workers={workers}")
-    if ray_address is None and workers == 1:
+    if workers < 0 or (ray_address is not None and workers == 0):
+        least = "0 (this process) or more workers are" if ray_address is None else "on a cluster at least one worker is"
+        raise ConfigError(f"{least} needed, found workers={workers}")
+    if ray_address is None and workers == 0:
         while (item := ask()) is not None:
             yield item, function(item)
         return
@@ -90,34 +97,43 @@ class _Workplace(ABC, Generic[Item, Result]):
 
 
 class _Processes(_Workplace[Item, Result]):
-    """Fresh processes (spawned: threads and CUDA do not survive a fork)."""
+    """A process an item, each with an equal part of the machine's threads."""
 
     def __init__(self, function: Callable[[Item], Result], workers: int) -> None:
         self.function = function
-        threads = max(torch.get_num_threads() // workers, 1)
-        context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(workers, context, initializer=_settle, initargs=(threads,))
+        self.threads = max(torch.get_num_threads() // workers, 1)
+        # Linux forks a server that has imported the libraries and done nothing else: milliseconds instead of seconds.
+        # Elsewhere a library that has only been imported may not survive a fork.
+        self.context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        self.context.set_forkserver_preload([IMPORTED])
+        self.pools: dict[Future[Result], ProcessPoolExecutor] = {}
 
     def start(self, item: Item) -> Future[Result]:
-        """Hand it over."""
-        return self.pool.submit(self.function, item)
+        """Hand it to a pool of one."""
+        pool = ProcessPoolExecutor(1, self.context, initializer=_settle, initargs=(self.threads,))
+        future = pool.submit(self.function, item)
+        self.pools[future] = pool
+        return future
 
     def finished(self, tickets: list[Future[Result]]) -> Iterator[tuple[Any, Result]]:
         """Wait."""
         done, _ = wait(tickets, return_when=FIRST_COMPLETED)
         for ticket in done:
+            self.pools.pop(ticket).shutdown()
             try:
                 result = ticket.result()
             except BrokenProcessPool as error:
                 raise AttentuneError(
-                    "a worker process died (out of memory, perhaps); finished work is kept: start again to go on, "
-                    "with fewer workers if it happens again"
+                    "a worker process died (out of memory, perhaps, or the script that began this lacks "
+                    '`if __name__ == "__main__":`); finished work is kept: start again to go on, with fewer workers if '
+                    "it happens again"
                 ) from error
             yield ticket, result
 
     def close(self) -> None:
         """Let them finish what they are at."""
-        self.pool.shutdown(cancel_futures=True)
+        for pool in self.pools.values():
+            pool.shutdown(cancel_futures=True)
 
 
 def _settle(threads: int) -> None:
@@ -148,7 +164,7 @@ class _Ray(_Workplace[Item, Result]):
         self.ray, self.fresh = join(address, num_cpus=workers)
         gpus = 1 if self.ray.cluster_resources().get("GPU") else 0
         self.function = function
-        self.task: Any = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_work)
+        self.task: Any = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0, max_calls=1)(_work)
 
     def start(self, item: Item) -> Any:
         """Hand it over."""

@@ -62,7 +62,7 @@ def search(
     minutes: float = 20.0,
     trials: int | None = None,
     methods: Sequence[str] = (),
-    workers: int = 1,
+    workers: int = 0,
     ray_address: str | None = None,
     seed: int = 0,
     task: str | None = None,
