@@ -213,10 +213,6 @@ def test_what_cannot_be_trained_together(tiny_bert: Path, tmp_path: Path) -> Non
     for name in ("../a", "", ".a", "a/b"):
         with pytest.raises(ConfigError, match="a task's name is that of its folder"):
             train_many({name: rows}, tmp_path / "all", where, share_attention=True)
-    written = [{"source": f"the film {i}", "target": f"good {i}"} for i in range(8)]
-    kind: dict[str, Any] = {"task.kind": "generation", "share_attention": True}
-    with pytest.raises(UnsupportedError, match="'b' writes texts"):
-        train_many({"b": written}, tmp_path / "all", where, **kind)
     with pytest.raises(ConfigError, match="all tasks are learned at once; drop `together`"):
         train_many({"a": rows}, tmp_path / "all", where, share_attention=True, together=2)
     with pytest.raises(ConfigError, match="cache_frozen keeps what no adapter changes, and attempt acts in front of"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Adapted(nn.Module):
         self._configs: dict[str, MethodConfig] = {}
 
     @property
-    def _host(self) -> nn.Module:
+    def host(self) -> nn.Module:
         """Where adapters are put in, and where the names of saved tensors begin."""
         return self
 
@@ -94,21 +95,21 @@ class Adapted(nn.Module):
         if tuner is None:
             kind: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]  # pyright: ignore[reportArgumentType]
             # A tuner that found the configs of other methods on the model would warn and take them for its own.
-            self._host.__dict__.pop("peft_config", None)
-            tuner = kind(self._host, {name: config}, name, low_cpu_mem_usage=low_cpu_mem_usage)
+            self.host.__dict__.pop("peft_config", None)
+            tuner = kind(self.host, {name: config}, name, low_cpu_mem_usage=low_cpu_mem_usage)
             self._tuners[method.name] = tuner
         else:
             tuner.peft_config[name] = config
             # peft looks up what is active among the tuner's own adapters, and it may be another method's.
             tuner.active_adapter = name
             try:
-                tuner.inject_adapter(self._host, name, low_cpu_mem_usage=low_cpu_mem_usage)
+                tuner.inject_adapter(self.host, name, low_cpu_mem_usage=low_cpu_mem_usage)
             except Exception:
                 del tuner.peft_config[name]
                 self.set_adapter(active)
                 raise
         self._configs[name] = config
-        self._host.__dict__["peft_config"] = dict(self._configs)
+        self.host.__dict__["peft_config"] = dict(self._configs)
         self.set_adapter(active or [name])
 
     def load_adapter(self, name: str, folder: str | Path) -> None:
@@ -128,9 +129,9 @@ class Adapted(nn.Module):
         config.inference_mode = True
         self.add_adapter(name, config)
         # Adapters are float32 over a backbone of half the precision, as those that peft makes.
-        cast_adapter_dtype(self._host, name)
+        cast_adapter_dtype(self.host, name)
         try:
-            result = set_peft_model_state_dict(self._host, tensors, adapter_name=name)
+            result = set_peft_model_state_dict(self.host, tensors, adapter_name=name)
             lost = [k for k in result.missing_keys if k.endswith(f".{name}")] + list(result.unexpected_keys)
             if lost:
                 raise StoreError(
@@ -157,7 +158,7 @@ class Adapted(nn.Module):
         self._tuners[method.name].set_adapter(active)
         self._tuners[method.name].delete_adapter(name)
         del self._configs[name]
-        self._host.__dict__["peft_config"] = dict(self._configs)
+        self.host.__dict__["peft_config"] = dict(self._configs)
         self.set_adapter(active)
 
     def set_adapter(self, names: str | list[str]) -> None:
@@ -243,17 +244,30 @@ class LanguageModel(Adapted):
     """
 
     @property
-    def _host(self) -> nn.Module:
+    def host(self) -> nn.Module:
         return self.backbone
 
-    def generate(self, input_ids: Tensor, adapter_names: Sequence[str], **options: Any) -> Tensor:
-        """input_ids [B,T] -> tokens [B,T'], each row by its own adapter; `options` are those of transformers.
+    @property
+    def peft_config(self) -> dict[str, MethodConfig]:
+        """Adapter -> its config."""
+        return dict(self._configs)
+
+    def forward(self, input_ids: Tensor, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """input_ids [B,T] -> what the backbone answers, with the active adapter or each row's own.
 
         Raises:
             UnsupportedError: an unknown name, or as many names as there are not rows.
         """
-        with rows(self, list(adapter_names), dict(self._configs)), source_tokens(self, int(input_ids.shape[1])):
+        with self._chosen(adapter_names):
+            return self.backbone(input_ids=input_ids, **kwargs)
+
+    def generate(self, input_ids: Tensor, adapter_names: Sequence[str] | None = None, **options: Any) -> Tensor:
+        """input_ids [B,T] -> tokens [B,T'], else as `forward`; `options` are those of transformers."""
+        with self._chosen(adapter_names), source_tokens(self, int(input_ids.shape[1])):
             return self.backbone.generate(input_ids=input_ids, **options)
+
+    def _chosen(self, names: Sequence[str] | None) -> AbstractContextManager[None]:
+        return nullcontext() if names is None else rows(self, list(names), self.peft_config)
 
 
 def twin(model: nn.Module) -> nn.Module:

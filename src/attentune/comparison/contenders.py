@@ -167,8 +167,9 @@ def _own(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, 
         finish(model, "")
         return get_peft_model_state_dict(model)
 
-    config = {key: _plain_value(value) for key, value in model.peft_config["default"].to_dict().items()}
-    return Tuned(model, longest(model, task, recipe, tokenizer), config, kept)
+    method: Any = model.peft_config["default"]
+    config = {key: _plain_value(value) for key, value in method.to_dict().items()}
+    return Tuned(model, longest(method, base.config, task, recipe.task, tokenizer), config, kept)
 
 
 def _with_peft(backbone: PreTrainedModel, config: Any) -> Any:

@@ -70,20 +70,22 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
     return sorted(around - {cast("int", tokenizer.unk_token_id)}) or None
 
 
-def longest(model: PeftModel, task: Task, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The most tokens of a text: what the recipe asks for, if the position table has room for it beside the prompt.
+def longest(
+    method: MethodConfig, backbone: Any, task: Task, options: TaskOptions, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """The most tokens of a text: what is asked for, if the backbone's config has room for it beside the prompt.
 
     What a decoder-only model writes needs room in the same table, what a decoder writes in its own.
     """
-    config = model.peft_config["default"]
-    prompt = METHODS[recipe.method].prompt_length(config)
+    kind = type(method).method
+    assert kind is not None
+    prompt = kind.prompt_length(method)
     answer = task.max_new_tokens if isinstance(task, Generation) else 0
-    backbone = cast("Any", model.get_base_model()).config
     room = max_length(backbone)
     if room is not None and answer >= room:
         raise ConfigError(f"max_new_tokens={answer} leaves no room; the backbone has {room} positions")
     taken = prompt + (answer if isinstance(task, Generation) and task.decoder_only else 0)
-    return beside(taken, recipe.task.max_length, backbone, tokenizer)
+    return beside(taken, options.max_length, backbone, tokenizer)
 
 
 def beside(taken: int, wanted: int, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -74,8 +74,8 @@ def train_many(
 
     Raises:
         ConfigError: no task, a name that no folder can have, or `together` below 1.
-        UnsupportedError: it runs in several processes; or, with `share_attention`, the method shares nothing, or a task
-            writes texts.
+        UnsupportedError: it runs in several processes; or, with `share_attention`, the method shares nothing, or some
+            tasks write texts and others do not.
         AttentuneError: else as `train` does, where no task could be trained.
     """
     if not data:

@@ -19,11 +19,11 @@ from attentune.card import Backbone, TaskCard
 from attentune.confidence import check_scope
 from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.methods import METHODS
-from attentune.model import TaskModel
+from attentune.model import Adapted, LanguageModel, TaskModel
 from attentune.tasks import Data, Task
 from attentune.tasks.sources import Source
 from attentune.training import trackers
-from attentune.training.adapted import beside, check_finite, config_of
+from attentune.training.adapted import check_finite, config_of, longest
 from attentune.training.baseline import baseline
 from attentune.training.checkpoints import Checkpoints, every_row
 from attentune.training.choice import backbone_of, choose, drawn, learned_task, phrased
@@ -32,7 +32,7 @@ from attentune.training.ground import ground_of
 from attentune.training.loop import arguments
 from attentune.training.recipe import Recipe
 from attentune.training.sources.mixture import mean_attention, put_sources, take_sources
-from attentune.training.together import MEAN, MixedTrainer, OneOf, Part, build_mixed_trainer, share
+from attentune.training.together import MixedTrainer, OneOf, Part, build_mixed_trainer, epoch_score, share
 from attentune.training.train import Report, Result, certified, counted, encode_splits, measured, told
 from attentune.vocabulary import VocabularyHead
 
@@ -62,11 +62,12 @@ def train_shared(
 
     Method, options and training are those of the recipe given, else of the package's for the first task's kind. What is
     learned from which columns is found for each task as `train` does: `text`, `label` or `out_of_scope` hold for all of
-    them. The epoch with the best mean of main scores is kept.
+    them. The epoch with the best mean of main scores is kept; of tasks that write texts, the one with the least mean of
+    losses.
 
     Raises:
         ConfigError: another `metric` is to choose the epoch, or frozen blocks are to be kept below an edited one.
-        UnsupportedError: the method shares nothing between tasks, or a task writes texts.
+        UnsupportedError: the method shares nothing between tasks, or some of them write texts and others do not.
         AttentuneError: else as `train` does.
     """
     chosen = _choose(data, Path(output), method, recipe, overrides, library)
@@ -76,7 +77,7 @@ def train_shared(
         for note in one.rows.notes:
             report(f"{name}: {note}")
     set_seed(first.training.seed)
-    ground = ground_of(backbone, training=first.training)
+    ground = ground_of(backbone, _write_texts(chosen), first.training)
     base, tokenizer, origin = ground.base, ground.tokenizer, ground.origin
     sources = take_sources(first, library, origin)
     learned, vocabulary, notes = _learned(chosen, backbone, base, tokenizer)
@@ -98,7 +99,7 @@ def train_shared(
         model,
         parts,
         tokenizer,
-        arguments(checkpoints.folder, first.training, MEAN, Path(output).name),
+        arguments(checkpoints.folder, first.training, epoch_score(parts.values()), Path(output).name),
         first.training,
         report,
         METHODS[first.method].attention,
@@ -137,11 +138,19 @@ def _choose(
             rows = drawn(rows, own.task.shots, first.training.seed)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
-        if rows.kind == "generation":
-            raise UnsupportedError(f"{name!r} writes texts; tasks trained together have heads of their own")
         own = replace(first, task=replace(own.task, kind=rows.kind))
         chosen[name] = Chosen(rows, own, target)
     return chosen
+
+
+def _write_texts(chosen: Mapping[str, Chosen]) -> bool:
+    """Whether all tasks write texts, with the backbone's own head; else none does, and each has its own."""
+    writes = {name: one.rows.kind == "generation" for name, one in chosen.items()}
+    if len(set(writes.values())) > 1:
+        writing = next(name for name, one in writes.items() if one)
+        other = next(name for name, one in writes.items() if not one)
+        raise UnsupportedError(f"{writing!r} writes texts and {other!r} does not; train each sort by itself")
+    return any(writes.values())
 
 
 def _check_shares(recipe: Recipe) -> None:
@@ -176,9 +185,9 @@ def _model(
     learned: Mapping[str, Task],
     chosen: Mapping[str, Chosen],
     sources: Tensor | None,
-) -> TaskModel:
+) -> Adapted:
     """The frozen backbone with an adapter a task, shared tensors being one and the same."""
-    model = TaskModel(base, vocabulary)
+    model = LanguageModel(base) if _write_texts(chosen) else TaskModel(base, vocabulary)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     recipes = [one.recipe for one in chosen.values()]
@@ -193,7 +202,7 @@ def _model(
 
 
 def _parts(
-    model: TaskModel,
+    model: Adapted,
     learned: Mapping[str, Task],
     chosen: Mapping[str, Chosen],
     origin: Backbone,
@@ -202,8 +211,7 @@ def _parts(
     parts: dict[str, Part] = {}
     for i, (name, task) in enumerate(learned.items()):
         rows, recipe = chosen[name].rows, chosen[name].recipe
-        prompt = METHODS[recipe.method].prompt_length(cast("Any", model).peft_config[f"task{i}"])
-        limit = beside(prompt, recipe.task.max_length, model.config, tokenizer)
+        limit = longest(cast("Any", model).peft_config[f"task{i}"], model.config, task, recipe.task, tokenizer)
         card = TaskCard(name, recipe.method, task, rows.columns, origin, limit, recipe.task.pooling)
         parts[name] = Part(f"task{i}", card, encode_splits(task, tokenizer, rows, limit), rows.validation)
     return parts
@@ -214,7 +222,7 @@ def _write(
 ) -> Result:
     """Judge one task with what was learned, and write its folder."""
     part, rows, model = trainer.parts[name], one.rows, trainer.predictor.model
-    assert isinstance(model, TaskModel)
+    assert isinstance(model, Adapted)
     logits = {split: trainer.logits(name, split) for split in part.features if split != "train"}
     task, calibration, judged = certified(part.task, rows, part.features, logits, one.recipe.task)
     report(f"{name}: {told(calibration, judged)}")

@@ -5,7 +5,7 @@ Parameter in all of them, so that each row's gradient reaches it. Nothing else i
 the adapter of each row.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Printer
 from attentune import store
 from attentune.card import TaskCard
 from attentune.evaluation.metrics import Scores
-from attentune.model import TaskModel
+from attentune.model import Adapted, LanguageModel
 from attentune.predict import Job, Predictor
 from attentune.sites import AdapterLayer
 from attentune.tasks import Features, Task
@@ -31,9 +31,6 @@ from attentune.training.loop import Reporter
 from attentune.training.optimiser import optimiser
 from attentune.training.recipe import TrainingOptions
 from attentune.training.trackers import RunLog
-
-MEAN = "mean"
-"""The score that chooses the best epoch: the mean of the tasks' main scores."""
 
 
 def share(model: nn.Module, adapters: Sequence[str], tensors: Sequence[str]) -> None:
@@ -47,7 +44,7 @@ def share(model: nn.Module, adapters: Sequence[str], tensors: Sequence[str]) -> 
 class Together(nn.Module):
     """What the Trainer trains. Its state is what is trained, every shared tensor once."""
 
-    def __init__(self, model: TaskModel) -> None:
+    def __init__(self, model: Adapted) -> None:
         super().__init__()
         self.model = model
 
@@ -81,6 +78,16 @@ class Part:
         """What is learned."""
         return self.card.task
 
+    @property
+    def writes(self) -> bool:
+        """Whether the backbone's own head answers."""
+        return self.task.head == "language"
+
+
+def epoch_score(parts: Iterable[Part]) -> str:
+    """What chooses the best epoch: the mean of the tasks' main scores, or the mean loss of those that write texts."""
+    return "loss" if any(part.writes for part in parts) else "mean"
+
 
 class Jobs(Dataset[Job]):
     """Rows of all tasks."""
@@ -99,25 +106,34 @@ def collate_mixed(parts: Mapping[str, Part], jobs: Sequence[Job], tokenizer: Pre
     """Rows of any tasks -> one batch [S,T] of every input, `adapter_names` of S, and `parts`: by task the tensors
 
     `at` [s] which of the S sequences are its own, `rows` [s] the row of each (counted within the task), and `targets`.
+    Where texts are written, which the model has to know, `labels` [S,T'] are the targets of all.
     """
-    sequences = [(sequence, i) for i, job in enumerate(jobs) for sequence in job.features.sequences]
+    features = [parts[job.task].task.with_answer(job.features) for job in jobs]
+    sequences = [(sequence, i) for i, row in enumerate(features) for sequence in row.sequences]
     batch: dict[str, Any] = dict(pad_inputs([sequence for sequence, _ in sequences], tokenizer))
     length = batch["input_ids"].shape[1]
     batch["adapter_names"] = [parts[jobs[i].task].adapter for _, i in sequences]
+    first = parts[jobs[0].task]
+    if first.writes:
+        batch["labels"] = first.task.target_tensor([row.target for row in features], length)
     batch["parts"] = {}
     for name in dict.fromkeys(job.task for job in jobs):
         mine, task = [i for i, job in enumerate(jobs) if job.task == name], parts[name].task
-        longest = max(len(jobs[i].features) for i in mine) if task.several else length
+        longest = max(len(features[i]) for i in mine) if task.several else length
         batch["parts"][name] = {
             "at": torch.tensor([s for s, (_, i) in enumerate(sequences) if jobs[i].task == name]),
             "rows": torch.tensor([mine.index(i) for _, i in sequences if jobs[i].task == name]),
-            "targets": task.target_tensor([jobs[i].features.target for i in mine], longest),
+            "targets": batch["labels"][mine]
+            if first.writes
+            else task.target_tensor([features[i].target for i in mine], longest),
         }
     return batch
 
 
 def row_losses(task: Task, logits: Tensor, mask: Tensor, part: Mapping[str, Tensor]) -> Tensor:
     """The loss [b] of each row of one task; logits [S,C'] or [S,T,C'] and mask [S,T] of the whole mixed batch."""
+    if task.head == "language":
+        return task.loss(logits[part["at"]], part["targets"])
     own = own_logits(task, logits[part["at"]], mask.shape[1])
     if task.several:
         own = pack(own, mask[part["at"]], part["rows"])
@@ -149,12 +165,26 @@ class MixedTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Main scores of all tasks on their validation rows, as prediction answers them, and their mean."""
-        metrics = {f"eval_{name}": self.scores(name)[part.task.main_metric] for name, part in self.parts.items()}
-        metrics[f"eval_{MEAN}"] = sum(metrics.values()) / len(metrics)
+        """Main scores of all tasks on their validation rows, as prediction answers them, and their mean.
+
+        Of tasks that write texts the losses, for to write them all can take longer than training.
+        """
+        metrics = {
+            f"eval_{name}": self.loss(name) if part.writes else self.scores(name)[part.task.main_metric]
+            for name, part in self.parts.items()
+        }
+        metrics[f"eval_{epoch_score(self.parts.values())}"] = sum(metrics.values()) / len(metrics)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def loss(self, name: str) -> float:
+        """One task's mean loss on its validation rows."""
+        rows = Jobs([Job(features, name) for features in self.parts[name].features["validation"]])
+        found = self.evaluation_loop(
+            self.get_eval_dataloader(cast("Any", rows)), "Evaluation", prediction_loss_only=True, metric_key_prefix=name
+        )
+        return cast("dict[str, float]", found.metrics)[f"{name}_loss"]
 
     def scores(self, name: str) -> Scores:
         """One task's scores on its validation rows."""
@@ -172,7 +202,7 @@ class MixedTrainer(Trainer):
 
 
 def build_mixed_trainer(
-    model: TaskModel,
+    model: Adapted,
     parts: Mapping[str, Part],
     tokenizer: PreTrainedTokenizerBase,
     args: TrainingArguments,
@@ -187,14 +217,23 @@ def build_mixed_trainer(
     jobs = [Job(features, name) for name, part in parts.items() for features in part.features["train"]]
     trainer = MixedTrainer(
         parts,
-        Predictor(model, tokenizer, {name: part.card for name, part in parts.items()}),
+        Predictor(
+            model,
+            tokenizer,
+            {name: part.card for name, part in parts.items()},
+            model if isinstance(model, LanguageModel) else None,
+        ),
         model=cast("Any", together),
         args=args,
         data_collator=lambda batch: collate_mixed(parts, batch, tokenizer),
         train_dataset=Jobs(jobs),
         eval_dataset=Jobs(jobs[:1]),  # `evaluate` knows the rows; the Trainer asks that there be some
         optimizers=(optimiser(together, training, attention), cast("Any", None)),
-        callbacks=[Reporter(report, MEAN), RunLog(Path(cast("str", args.output_dir))), NoInputGradients()],
+        callbacks=[
+            Reporter(report, epoch_score(parts.values())),
+            RunLog(Path(cast("str", args.output_dir))),
+            NoInputGradients(),
+        ],
     )
     trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
@@ -206,19 +245,21 @@ def build_mixed_trainer(
 class OneOf:
     """One adapter of a model, saved as plain peft saves it."""
 
-    def __init__(self, model: TaskModel, adapter: str, backbone: str) -> None:
+    def __init__(self, model: Adapted, adapter: str, backbone: str) -> None:
         self.model, self.adapter, self.backbone = model, adapter, backbone
 
     def save_pretrained(self, save_directory: str, **options: Any) -> None:
         """Write adapter_config.json and adapter_model.safetensors."""
         config = cast("Any", self.model).peft_config[self.adapter]
         config.base_model_name_or_path, config.inference_mode = self.backbone, True
-        kind = type(self.model)
-        config.auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
+        host = self.model.host
+        if config.task_type is None:
+            kind = type(host)
+            config.auto_mapping = {"base_model_class": kind.__name__, "parent_library": kind.__module__}
         config.save_pretrained(save_directory)
         tensors = {
             f"base_model.model.{path}.{key}": tensor.detach().cpu().contiguous()
-            for path, layer in self.model.named_modules()
+            for path, layer in host.named_modules()
             if isinstance(layer, AdapterLayer)
             for key, tensor in layer.tensors(self.adapter).items()
         }

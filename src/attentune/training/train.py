@@ -116,7 +116,7 @@ def learn(
     check_scope(learned, chosen.task.false_alarms)
     metric = check_name(rows.kind, chosen.task.metric or learned.checkpoint_metric, rows.labels)
     model = adapt(base, tokenizer, learned, chosen, vocabulary, sources)
-    limit = longest(model, learned, chosen, tokenizer)
+    limit = longest(cast("Any", model.peft_config["default"]), base.config, learned, chosen.task, tokenizer)
     begin = time.perf_counter()
     features = encode_splits(learned, tokenizer, rows, limit)
     checkpoints = Checkpoints(target, identity_of(rows, chosen, ground))
