@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from memory import FORMERLY, TOKENS, separated
+from memory import TOKENS
 from overheads import LONGER, PEERS, SIZES, shown
 from pages import RESULTS, Row, days
 from serving import MIXED
@@ -198,8 +198,6 @@ def page(found: Found) -> str:
     for column in COLUMNS:
         text += one_adapter(found, column)
     text += peaks(found)
-    if not separated(found["memory"]):
-        text += [FORMERLY, ""]
     text += ["## Many tasks, and long rows", "", "| ratio | at least | measured |", "| --- | ---: | ---: |"]
     for target in TARGETS:
         value, bound = target.find(found), target.bound

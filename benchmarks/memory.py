@@ -48,11 +48,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 VARIED = ("pasta", "kernel_mix")
 MAPPED = 64 * 1024
 """Bytes: blocks from this size on are handed back as soon as they are freed, where memory in use is measured."""
-FORMERLY = (
-    "These figures of peak memory are older than the script's way of telling what is in use from holes of the heap, "
-    "and hold both: the resident set, sampled every 5 ms, of a process in which glibc did as it does by default. "
-    "Methods are not to be judged by them; they are to be measured again."
-)
 
 
 def map_blocks() -> bool:
@@ -110,11 +105,6 @@ def measure(name: str, length: int, variant: str, figure: str) -> Row:
     return {"contender": name, "T": length, "frozen": variant, "weights MB": weights / 1e6, figure: peak / 1e6}
 
 
-def separated(results: dict[str, Any]) -> bool:
-    """Whether memory in use was measured, without the heap's holes."""
-    return any("resident MB" in row for row in results["rows"])
-
-
 def by_length(rows: list[Row], figure: str) -> list[str]:
     """Contenders by length, each with its part of LoRA's."""
     found = {(row["contender"], row["T"]): row[figure] for row in rows}
@@ -132,10 +122,7 @@ def markdown(results: dict[str, Any]) -> str:
     rows: list[Row] = results["rows"]
     plain = [row for row in rows if row["frozen"] == "float32"]
     text = opening("peak memory of training", __doc__)
-    if separated(results):
-        text += ["In use:", "", *by_length(plain, "peak MB"), "", "Resident:", "", *by_length(plain, "resident MB")]
-    else:
-        text += [FORMERLY, "", *by_length(plain, "peak MB")]
+    text += ["In use:", "", *by_length(plain, "peak MB"), "", "Resident:", "", *by_length(plain, "resident MB")]
     varied = [row for row in rows if row["contender"] in VARIED and row["T"] == results["varied at"]]
     text += [
         "",
