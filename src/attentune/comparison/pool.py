@@ -42,7 +42,7 @@ def map(
     very one.
 
     Raises:
-        ConfigError: less than no workers, none on a cluster, or no Ray.
+        ConfigError: a negative number of workers, none on a cluster, or no Ray.
         AttentuneError: a worker died; what it had not finished is lost.
         Exception: whatever `function` raises.
     """

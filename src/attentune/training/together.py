@@ -167,7 +167,7 @@ class MixedTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Main scores of all tasks on their validation rows, as prediction answers them, and their mean.
 
-        Of tasks that write texts the losses, for to write them all can take longer than training.
+        Of tasks that write texts the losses, since writing them all can take longer than training.
         """
         metrics = {
             f"eval_{name}": self.loss(name) if part.writes else self.scores(name)[part.task.main_metric]
