@@ -25,5 +25,5 @@ compare squad_dev --rows 1000 --test-rows 200 --epochs 1 --rates 1 --max-length 
 long=(--batch-size 8 --max-length 512 --attention-dropout 0)
 prefixes=(--methods prefix_propagation,prefix_tuning)
 compare newsgroups20 "${long[@]}" --epochs 1 --rows 1000 --test-rows 300 --rates 2
-compare movie_reviews_long "${long[@]}" "${prefixes[@]}" --epochs 2 --rows 400 --test-rows 300 --rates 2
+compare movie_reviews_long "${long[@]}" "${prefixes[@]}" --epochs 1 --rows 1000 --test-rows 300 --rates 2
 compare hyperpartisan "${long[@]}" "${prefixes[@]}" --epochs 3 --rows 240 --test-rows 300 --rates 1
