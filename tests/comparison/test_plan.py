@@ -125,7 +125,7 @@ def test_columns_are_named_once_for_all_tasks(
     tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--methods", "probe", "--rates", "1", "--seeds", "1", "--rows", "24", "--max-length", "24",
-              "--backbone", str(tiny_bert), "--output", str(tmp_path / "out")]  # fmt: skip
+              "--backbone", str(tiny_bert), "--output", str(tmp_path / "out"), "--workers", "0"]  # fmt: skip
     for name in ("one", "two"):
         rows = [{"id": name, "said": row["text"], "mood": row["label"]} for row in rows_of("classification")]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
