@@ -47,6 +47,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "attempt": {"bottleneck": 16},
     "two rates": {"bottleneck": 16},
 }
+MIXTURES = ("attempt", "two rates")
 ATTENTION_RATE = 1 / 3
 """Of the rate of the prompt, with two rates."""
 
@@ -112,7 +113,7 @@ class Transfer:
             return done
         rows, start = few(whole, size, seed), time.process_time()
         epochs = STEPS / -(-len(rows.train) // BATCH)
-        mixed: dict[str, Any] = {"library": self.library, "source_names": list(SOURCES)} if name != "scratch" else {}
+        mixed: dict[str, Any] = {"library": self.library, "source_names": list(SOURCES)} if name in MIXTURES else {}
         options: dict[str, Any] = {**self.common, **CONTENDERS[name], **mixed, **rates}
         options |= {"epochs": epochs, "seed": seed}
         with TemporaryDirectory() as scratch:
@@ -137,7 +138,7 @@ def markdown(found: dict[tuple[str, int], dict[str, list[Line]]], library: Libra
             continue
         each = " | ".join(
             ", ".join(f"{b - a:+.3f}" for a, b in zip(values["scratch"], values[name], strict=False))
-            for name in ("attempt", "two rates")
+            for name in MIXTURES
         )
         means = " | ".join(f"{np.mean(values[name]):.3f}" for name in CONTENDERS)
         lines.append(f"| {target} | {METRICS[target]} | {size} | {means} | {each} |")
@@ -148,7 +149,7 @@ def weights(found: dict[tuple[str, int], dict[str, list[Line]]]) -> dict[str, di
     """Row of the heat map -> mean weight of every prompt over seeds."""
     rows: dict[str, dict[str, float]] = {}
     for (target, size), runs in found.items():
-        for contender in ("attempt", "two rates"):
+        for contender in MIXTURES:
             each: Sequence[dict[str, float]] = [line["attention"] for line in runs[contender]]
             if each:
                 label = f"{target}, {size} rows" + (", two rates" if contender == "two rates" else "")

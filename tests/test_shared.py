@@ -106,19 +106,20 @@ def parts_of(tiny_bert: Path) -> tuple[TaskModel, dict[str, Part], Any]:
     return model, parts, tokenizer
 
 
+def losses(model: Any, parts: dict[str, Part], tokenizer: Any, jobs: list[Job]) -> dict[str, Tensor]:
+    """The loss of each row of a mixed batch, by task."""
+    batch = collate_mixed(parts, jobs, tokenizer)
+    found = batch.pop("parts")
+    logits = model(**batch).logits
+    return {n: row_losses(parts[n].task, logits, batch["attention_mask"], part) for n, part in found.items()}
+
+
 def test_the_loss_of_a_mixed_batch_is_that_of_each_row_alone(tiny_bert: Path) -> None:
     model, parts, tokenizer = parts_of(tiny_bert)
     jobs = [Job(parts[name].features["train"][i], name) for i in range(3) for name in parts]
-
-    def losses(jobs: list[Job]) -> dict[str, Tensor]:
-        batch = collate_mixed(parts, jobs, tokenizer)
-        found = batch.pop("parts")
-        logits = model(**batch).logits
-        return {n: row_losses(parts[n].task, logits, batch["attention_mask"], part) for n, part in found.items()}
-
-    mixed = losses(jobs)
+    mixed = losses(model, parts, tokenizer, jobs)
     for name in parts:
-        alone = [losses([job])[name] for job in jobs if job.task == name]
+        alone = [losses(model, parts, tokenizer, [job])[name] for job in jobs if job.task == name]
         assert torch.allclose(mixed[name], torch.cat(alone), atol=1e-5)
 
 
@@ -130,21 +131,15 @@ def test_gradients_of_every_task_reach_the_shared_attention(tiny_bert: Path) -> 
     total: dict[str, Tensor] = {name: torch.zeros_like(p) for name, p in named.items()}
     for task, part in parts.items():
         model.zero_grad()
-        batch = collate_mixed(parts, [Job(part.features["train"][0], task)], tokenizer)
-        found = batch.pop("parts")
-        row_losses(part.task, model(**batch).logits, batch["attention_mask"], found[task]).sum().backward()
+        losses(model, parts, tokenizer, [Job(part.features["train"][0], task)])[task].sum().backward()
         for name, p in named.items():
             shared = name.split(".")[-2] != "target_prompts"
             reached = p.grad is not None and bool(p.grad.any())
             assert reached == (shared or name.endswith(part.adapter)), (task, name)
             total[name] += 0 if p.grad is None else p.grad
     model.zero_grad()
-    batch = collate_mixed(parts, [Job(part.features["train"][0], task) for task, part in parts.items()], tokenizer)
-    found = batch.pop("parts")
-    logits = model(**batch).logits
-    torch.cat(
-        [row_losses(parts[n].task, logits, batch["attention_mask"], part) for n, part in found.items()]
-    ).sum().backward()
+    jobs = [Job(part.features["train"][0], task) for task, part in parts.items()]
+    torch.cat(list(losses(model, parts, tokenizer, jobs).values())).sum().backward()
     for name, p in named.items():
         assert p.grad is not None
         assert torch.allclose(p.grad, total[name], atol=1e-5), name

@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_generate import QUICK, writers  # pyright: ignore[reportUnusedImport]
-from test_shared import key_of
+from test_shared import key_of, losses
 from test_train import FOLDER, rows_of
-from torch import Tensor
 from writers import WRITERS, pairs, tokenizer_of
 
 import attentune
@@ -24,7 +23,7 @@ from attentune.predict import Job, load_many
 from attentune.tasks import load_data
 from attentune.tasks.generate import Generation
 from attentune.training.many import train_many
-from attentune.training.together import Part, collate_mixed, row_losses, share
+from attentune.training.together import Part, share
 from attentune.training.train import train
 
 __all__ = ["writers"]
@@ -113,19 +112,12 @@ def test_the_loss_of_a_mixed_batch_is_that_of_each_row_alone(kind: str, writers:
     share(model, adapters, METHOD.shared)
     model.set_adapter(adapters)
     jobs = [Job(parts[name].features["train"][i], name) for i in range(3) for name in parts]
-
-    def losses(jobs: list[Job]) -> dict[str, Tensor]:
-        batch = collate_mixed(parts, jobs, tokenizer)
-        found = batch.pop("parts")
-        logits = model(**batch).logits
-        return {n: row_losses(parts[n].task, logits, batch["attention_mask"], part) for n, part in found.items()}
-
-    mixed = losses(jobs)
+    mixed = losses(model, parts, tokenizer, jobs)
     trained = [p for p in model.parameters() if p.requires_grad]
     together = torch.autograd.grad(torch.cat(list(mixed.values())).sum(), trained)
     total = [torch.zeros_like(p) for p in trained]
     for name in parts:
-        alone = [losses([job])[name] for job in jobs if job.task == name]
+        alone = [losses(model, parts, tokenizer, [job])[name] for job in jobs if job.task == name]
         assert torch.allclose(mixed[name], torch.cat(alone), atol=1e-5)
         gradients = torch.autograd.grad(torch.cat(alone).sum(), trained, allow_unused=True)
         total = [t if g is None else t + g for t, g in zip(total, gradients, strict=True)]

@@ -71,7 +71,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
 
 
 def longest(
-    method: MethodConfig, backbone: Any, task: Task, options: TaskOptions, tokenizer: PreTrainedTokenizerBase
+    method: MethodConfig, config: Any, task: Task, options: TaskOptions, tokenizer: PreTrainedTokenizerBase
 ) -> int:
     """The most tokens of a text: what is asked for, if the backbone's config has room for it beside the prompt.
 
@@ -81,11 +81,11 @@ def longest(
     assert kind is not None
     prompt = kind.prompt_length(method)
     answer = task.max_new_tokens if isinstance(task, Generation) else 0
-    room = max_length(backbone)
+    room = max_length(config)
     if room is not None and answer >= room:
         raise ConfigError(f"max_new_tokens={answer} leaves no room; the backbone has {room} positions")
     taken = prompt + (answer if isinstance(task, Generation) and task.decoder_only else 0)
-    return beside(taken, options.max_length, backbone, tokenizer)
+    return beside(taken, options.max_length, config, tokenizer)
 
 
 def beside(taken: int, wanted: int, config: Any, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -77,13 +77,15 @@ def train_shared(
         for note in one.rows.notes:
             report(f"{name}: {note}")
     set_seed(first.training.seed)
-    ground = ground_of(backbone, _write_texts(chosen), first.training)
+    writes = _write_texts(chosen)
+    ground = ground_of(backbone, writes, first.training)
     base, tokenizer, origin = ground.base, ground.tokenizer, ground.origin
     sources = take_sources(first, library, origin)
     learned, vocabulary, notes = _learned(chosen, backbone, base, tokenizer)
     for note in notes.values():
         report(note)
-    model = _model(base, vocabulary, tokenizer, learned, chosen, sources)
+    model = LanguageModel(base) if writes else TaskModel(base, vocabulary)
+    _adapt(model, tokenizer, learned, chosen, sources)
     parts = _parts(model, learned, chosen, origin, tokenizer)
     checkpoints = Checkpoints(
         Path(output).expanduser().absolute(),
@@ -178,16 +180,14 @@ def _learned(
     return learned, vocabulary, notes
 
 
-def _model(
-    base: PreTrainedModel,
-    vocabulary: VocabularyHead | None,
+def _adapt(
+    model: Adapted,
     tokenizer: PreTrainedTokenizerBase,
     learned: Mapping[str, Task],
     chosen: Mapping[str, Chosen],
     sources: Tensor | None,
-) -> Adapted:
-    """The frozen backbone with an adapter a task, shared tensors being one and the same."""
-    model = LanguageModel(base) if _write_texts(chosen) else TaskModel(base, vocabulary)
+) -> None:
+    """Freeze the backbone and give each task an adapter, shared tensors being one and the same."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     recipes = [one.recipe for one in chosen.values()]
@@ -198,7 +198,6 @@ def _model(
             put_sources(model, adapter, sources, paper=recipe.options.get("init_weights") == "paper")
     share(model, adapters, METHODS[recipes[0].method].shared)
     model.set_adapter(adapters)
-    return model
 
 
 def _parts(

@@ -181,10 +181,9 @@ class MixedTrainer(Trainer):
     def loss(self, name: str) -> float:
         """One task's mean loss on its validation rows."""
         rows = Jobs([Job(features, name) for features in self.parts[name].features["validation"]])
-        found = self.evaluation_loop(
-            self.get_eval_dataloader(cast("Any", rows)), "Evaluation", prediction_loss_only=True, metric_key_prefix=name
-        )
-        return cast("dict[str, float]", found.metrics)[f"{name}_loss"]
+        loader = self.get_eval_dataloader(cast("Any", rows))
+        found = self.evaluation_loop(loader, "Evaluation", prediction_loss_only=True)
+        return cast("dict[str, float]", found.metrics)["eval_loss"]
 
     def scores(self, name: str) -> Scores:
         """One task's scores on its validation rows."""
