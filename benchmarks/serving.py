@@ -32,7 +32,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertForSequenceClassification, logging
 
 from attentune import TaskModel, store
-from attentune.allocator import keep_freed_memory
+from attentune.allocator import give_back_freed_memory, keep_freed_memory
 from attentune.backbones import load_backbone, load_tokenizer
 from attentune.serving import Ask, Bank, Engine
 
@@ -200,11 +200,11 @@ def tiers(folder: Path, sizes: argparse.Namespace) -> Figures:
     weight = Bank(load_backbone("minilm", torch.float32)).add("first", made[0]).bytes
     bank = Bank(load_backbone("minilm", torch.float32), warm_bytes=weight * max(sizes.registered // 10, 1))
     bank.add(made[0].name, made[0])
-    before, begin = psutil.Process().memory_info().rss, time.perf_counter()
+    before, begin = _resident(), time.perf_counter()
     for path in made[1:]:
         bank.add(path.name, path)
     seconds = time.perf_counter() - begin
-    grown = psutil.Process().memory_info().rss - before - bank.tiers.warm.bytes
+    grown = _resident() - before - bank.tiers.warm.bytes
     names = bank.names
     random.Random(0).shuffle(names)
     asked = traffic(names, 3 * sizes.asks, "zipf", 0)
@@ -234,6 +234,12 @@ def tiers(folder: Path, sizes: argparse.Namespace) -> Figures:
         **{f"µs of a {name} hit, median": 1e6 * median(each) for name, each in times.items()},
         "µs of a cold hit, 99 of 100 are faster": 1e6 * quantiles(times["cold"], n=100)[-1],
     }
+
+
+def _resident() -> int:
+    """Bytes that the process holds, without those that it has freed."""
+    give_back_freed_memory()
+    return psutil.Process().memory_info().rss
 
 
 def _forget_pages(path: Path) -> None:

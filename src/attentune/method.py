@@ -17,6 +17,7 @@ import torch
 from peft.config import PeftConfig
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.utils.import_utils import is_tracing
 
 from attentune.errors import ConfigError, UnsupportedError
 
@@ -203,7 +204,7 @@ class Frame:
 
         def make() -> bool:
             mask = self.keys(k)
-            return mask is None or (not torch.compiler.is_compiling() and bool(mask.all()))
+            return mask is None or (not is_tracing() and bool(mask.all()))
 
         return self.causal and q == k > 1 and self.once(f"unpadded {k}", make)
 

@@ -30,6 +30,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.utils.import_utils import is_tracing
 
 ERROR = 1e-6
 """What is wanted, of the largest |v|: about what float32 itself costs."""
@@ -133,10 +134,10 @@ def product_of(queries: Tensor, keys: Tensor, allowed: Tensor | None) -> float:
 def faster(queries: Tensor, keys: Tensor, allowed: Tensor | None, causal: bool = False) -> Plan | None:
     """The plan, where it takes fewer steps than attention itself; else None. Arguments as of `attend`.
 
-    Never while a graph is compiled (the choice depends on numbers), nor for a causal row that continues another.
+    Never while a graph is made of it (the choice depends on numbers), nor for a causal row that continues another.
     """
     count = queries.shape[-2], keys.shape[-2]
-    if count[0] < LEAST or torch.compiler.is_compiling() or (causal and count[0] != count[1]):
+    if count[0] < LEAST or is_tracing() or (causal and count[0] != count[1]):
         return None
     queries, keys = queries.detach(), keys.detach()
     product = product_of(queries, keys, allowed)

@@ -18,6 +18,9 @@ def serve_command(
     host: Annotated[str, typer.Option(help="Where to listen; without keys only on this machine.")] = "127.0.0.1",
     dtype: precision.Dtype = None,
     quantise: precision.Quantise = None,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="On a GPU: record each size of a batch of one method, and replay it.")
+    ] = False,
     port: Annotated[int, typer.Option(help="The port.")] = 8000,
     keys: Annotated[Path | None, typer.Option(help="A file of API keys, see `attentune keys`.")] = None,
     watch: Annotated[bool, typer.Option(help="Follow the folder: load what appears, drop what vanishes.")] = True,
@@ -97,6 +100,7 @@ def serve_command(
         "watch": watch,
         "dtype": precision.of(dtype),
         "quantise": quantise,
+        "cuda_graphs": cuda_graphs,
         "hot_bytes": hot_bytes,
         "warm_bytes": warm_bytes,
     }

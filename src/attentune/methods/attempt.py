@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.utils.import_utils import is_tracing
 
 from attentune.errors import ConfigError, UnsupportedError
 from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
@@ -113,7 +114,7 @@ def _targets(cfg: AttemptConfig, p: Params, frame: Frame, batch: int) -> Tensor:
     targets = p["target_prompts"]
     if frame.task_ids is None:
         return targets[:, cfg.task]
-    if not torch.compiler.is_compiling() and int(frame.task_ids.max()) >= cfg.tasks:
+    if not is_tracing() and int(frame.task_ids.max()) >= cfg.tasks:
         raise UnsupportedError(f"task_ids run from 0 to {cfg.tasks - 1}; the batch has {int(frame.task_ids.max())}")
     rows = torch.arange(batch, device=targets.device) if len(targets) > 1 else torch.zeros_like(frame.task_ids)
     return targets[rows, frame.task_ids]

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.import_utils import is_tracing
 
 from attentune.dropout import dropout
 from attentune.errors import ConfigError, UnsupportedError
@@ -67,12 +68,14 @@ def _slots(cfg: PastaConfig, frame: Frame, length: int) -> Tensor:
     def make() -> Tensor:
         if frame.tokens is None:
             raise UnsupportedError("PASTA finds special tokens by their ids: pass input_ids, not inputs_embeds")
-        ids = torch.as_tensor(cfg.special_ids, device=frame.tokens.device)
-        special = torch.isin(frame.tokens, ids)
+        # Compared with each number: a tensor of the ids would be a copy to the device in every forward.
+        special = torch.zeros_like(frame.tokens, dtype=torch.bool)
+        for special_id in cfg.special_ids or ():
+            special = special | (frame.tokens == special_id)
         mask = frame.keys(frame.past + frame.width + frame.length)
         if mask is not None:
             special = special & mask[:, -frame.length :]
-        if not frame.past and not torch.compiler.is_compiling() and not bool(special.any(1).all()):
+        if not frame.past and not is_tracing() and not bool(special.any(1).all()):
             row = int((~special.any(1)).nonzero()[0])
             raise UnsupportedError(
                 f"PASTA acts on special tokens, and row {row} of the batch has none of {cfg.special_ids}; "

@@ -25,6 +25,7 @@ from attentune.heads import States, TaskOutput, assemble
 from attentune.method import METHODS, MethodConfig
 from attentune.model import TaskModel
 from attentune.serving.entry import Entry, check_card, check_known, flat_row
+from attentune.serving.graphs import Graphs
 from attentune.serving.head import Head
 from attentune.serving.held import Held, answers, first_block, groups, parts
 from attentune.serving.sharing import plan
@@ -50,6 +51,7 @@ class Bank:
         *,
         dtype: torch.dtype | None = None,
         quantise: str | None = None,
+        cuda_graphs: bool = False,
         device: str | torch.device | None = None,
         hot_bytes: int | None = None,
         warm_bytes: int | None = None,
@@ -58,16 +60,24 @@ class Bank:
         or keep their weights in 4 bits, "nf4".
 
         `hot_bytes` bounds what adapters take on the device, `warm_bytes` in memory (on a CPU only the latter counts);
-        what does not fit is read from its folder when it is asked for.
+        what does not fit is read from its folder when it is asked for. With `cuda_graphs` batches of one method and
+        shape are recorded, see `Graphs`; every new size of a batch takes longer the first time.
+
+        Raises:
+            ConfigError: `cuda_graphs` without a GPU.
         """
+        place = torch.device(quantised.device_for(quantise, device))
+        if cuda_graphs and place.type != "cuda":
+            raise ConfigError(f"cuda_graphs wants a backbone on a GPU (CUDA), and this one is on the {place.type}")
         self.backbone = backbone if isinstance(backbone, str) else None
         base = load_backbone(backbone, dtype) if isinstance(backbone, str) else backbone
         self.fingerprint = fingerprint(base)
         self.model = TaskModel(base).eval().requires_grad_(False)
-        self.model.to(quantised.device_for(quantise, device))
+        self.model.to(place)
         if quantise is not None:
             quantised.quantise(self.model.backbone, quantise)
         self.tiers = Tiers(self._read, self.model.device, hot_bytes, warm_bytes)
+        self.graphs = Graphs(self.model) if cuda_graphs else None
         self._tasks: dict[str, Entry] = {}
         # A shelf lives as long as an entry that stands on it, which a batch in flight holds, too.
         self._shelves: WeakValueDictionary[tuple[str, str, str], Shelf] = WeakValueDictionary()
@@ -189,14 +199,22 @@ class Bank:
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         with self._running, torch.inference_mode():
             self._clear()
-            states = self._states(held, {key: value.to(self.model.device) for key, value in given.items()})
+            states, weights = self._run(held, {key: value.to(self.model.device) for key, value in given.items()})
             output = assemble(list(answers(held, states)), states)
             if prompt_attention:
-                output.prompt_attention = _per_row(memo(self.model, "prompt_attention"), len(held))
+                output.prompt_attention = weights
             return output
 
+    def _run(self, held: Sequence[Held | None], given: dict[str, Tensor]) -> tuple[States, list[Tensor | None]]:
+        """The rows through the backbone, [B,T] each, and the weights of the prompts that are mixed for each."""
+        recorded = None if self.graphs is None else self.graphs(held, given)
+        if recorded is not None:
+            return recorded
+        states, weights = self._states(held, given), memo(self.model, "prompt_attention")
+        return states, [None] * len(held) if weights is None else list(weights)
+
     def _states(self, held: Sequence[Held | None], given: Mapping[str, Tensor]) -> States:
-        """The rows through the backbone, [B,T] each; one text for many tasks is one row until they part."""
+        """The same without a recording; one text for many tasks is one row until they part."""
         stack = next((m for m in self.model.backbone.modules() if isinstance(m, Stack)), None)
         shared = None if stack is None else plan(given, parts(held, stack))
         if stack is None or shared is None:
@@ -259,8 +277,3 @@ class Bank:
             columns=same.setdefault(card.columns, card.columns),
             backbone=same.setdefault(card.backbone, card.backbone),
         )
-
-
-def _per_row(found: Tensor | list[Tensor | None] | None, batch: int) -> list[Tensor | None]:
-    """What a forward left, an entry a row."""
-    return [None] * batch if found is None else list(found)

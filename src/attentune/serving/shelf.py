@@ -69,7 +69,8 @@ class Shelf:
         """The first block that it changes something in; 0 where it puts prompts in front."""
         method = type(self.config).method
         assert method is not None
-        self.widens = bool(method.prompt_length(self.config) or method.position_shift(self.config))
+        self.method, self.prompt = method, method.prompt_length(self.config)
+        self.widens = bool(self.prompt or method.position_shift(self.config))
         """Rows stand in front of its texts, or make place for some: the whole batch is another then."""
 
     def row(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -93,13 +94,14 @@ class Shelf:
         if not alone:
             order = {id(row): i for i, row in enumerate(members)}
             which = torch.tensor([order[id(row)] for row in rows], device=flat.device)
+        return Group(self.method, self.config, (self.name,) * len(members), which, at, self.tensors(flat))
+
+    def tensors(self, flat: Tensor) -> Mapping[SiteLayer, Params]:
+        """Tasks [R,N] -> the parameters of every site, [R, ...] each, or [1, ...] what is shared."""
         tensors: dict[SiteLayer, dict[str, Tensor]] = {layer: dict(p) for layer, p in self.shared.items()}
         for part in self.parts:
             tensors[part.layer][part.key] = flat[:, part.start : part.stop].unflatten(1, part.shape)
-        method = type(self.config).method
-        assert method is not None
-        given: Mapping[SiteLayer, Params] = tensors
-        return Group(method, self.config, (self.name,) * len(members), which, at, given)
+        return tensors
 
 
 def replace_head(config: MethodConfig) -> MethodConfig:

@@ -1,0 +1,167 @@
+"""Forwards recorded once for each shape and replayed: a small batch on a GPU takes its work, not its launches.
+
+The numbers that a batch differs in, tokens, masks and the rows of its tasks, are copied to where the recording reads
+them. So a recording belongs to a shelf (one method and shape, any number of tasks) and a size of batch, which is filled
+up with rows and padding that nobody sees.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from attentune.anatomy import max_length
+from attentune.forward import memo, requested
+from attentune.heads import States
+from attentune.method import Group
+from attentune.model import TaskModel
+from attentune.serving.held import Held
+from attentune.serving.shelf import Shelf
+from attentune.sites import Stack
+from attentune.sites.rows import RowRequest
+
+Tensors = dict[str, Tensor]
+Run = Callable[[Tensors], Tensors]
+"""Tensors of fixed shapes -> tensors of fixed shapes; nothing else goes in or out."""
+Record = Callable[[Run, Tensors], Run]
+"""A run and an example -> the same run, replayed."""
+
+SHORTEST = 16
+"""Tokens that a row is filled up to at least."""
+WARM_UPS = 2
+"""Runs before the one that is recorded: libraries choose kernels and take workspaces in the first."""
+
+
+@cache
+def _pool() -> Any:
+    """Memory for what runs inside: the same for all recordings, as one runs at a time, and its outputs are copied."""
+    return torch.cuda.graph_pool_handle()
+
+
+def cuda_graph(run: Run, example: Tensors) -> Run:
+    """Record a run on a GPU."""
+    inputs = {name: value.clone() for name, value in example.items()}
+    with torch.cuda.device(inputs["input_ids"].device):
+        here, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):
+            for _ in range(WARM_UPS):
+                run(inputs)
+        here.wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads go on fetching rows of tasks meanwhile.
+        with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
+            outputs = run(inputs)
+
+    def replay(given: Tensors) -> Tensors:
+        for name, value in given.items():
+            inputs[name].copy_(value)
+        graph.replay()
+        return {name: value.clone() for name, value in outputs.items()}
+
+    return replay
+
+
+def filled(count: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, ...: few sizes, and at most half as much again."""
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if power > 2 and count <= power * 3 // 4 else power
+
+
+class Graphs:
+    """The recordings of a bank's model, by shelf and size; of each shelf the `most` last used are kept.
+
+    What a forward looks up in its numbers (is there a special token in every row, is padding on the right) is looked up
+    when a size is recorded, and not when it is replayed.
+    """
+
+    def __init__(self, model: TaskModel, record: Record = cuda_graph, most: int = 64) -> None:
+        self.model, self.record, self.most = model, record, most
+        self.recordings: WeakKeyDictionary[Shelf, OrderedDict[Any, Run]] = WeakKeyDictionary()
+        """By shelf, which takes them along when it goes, and by the shapes of what differs."""
+
+    def __call__(self, held: Sequence[Held | None], given: Tensors) -> tuple[States, list[Tensor | None]] | None:
+        """What the model makes of a batch, and each row's weights [J] of prompts; None where no recording can serve it.
+
+        `given` are [B,T] each. There is none for rows of several shelves or of the bare backbone, for more positions
+        than the backbone has, and for architectures that read numbers back on their way.
+        """
+        shelf = _shelf(held)
+        stack = next((module for module in self.model.backbone.modules() if isinstance(module, Stack)), None)
+        if shelf is None or stack is None or not recordable(shelf, stack):
+            return None
+        batch, length = given["input_ids"].shape
+        rows, width = filled(batch), self._width(shelf, length)
+        if width < length or any(value.shape != (batch, length) for value in given.values()):
+            return None
+        bodies = [one.row[: shelf.size] for one in held if one is not None]
+        alone = all(one is not None and held[0] is not None and one.row is held[0].row for one in held)
+        flat = bodies[0][None] if alone else torch.stack([*bodies, *bodies[:1] * (rows - batch)])
+        inputs = {name: self._fill(name, value, rows, width) for name, value in given.items()}
+        found = self._replay(shelf, {**inputs, "tasks": flat})
+        states = States(
+            found["last"][:batch, :length],
+            given["attention_mask"],
+            found["pooler"][:batch] if "pooler" in found else None,
+            found["prefix"][:batch] if "prefix" in found else None,
+            given["input_ids"],
+            self.model.heads.vocabulary,
+        )
+        return states, list(found["weights"][:batch]) if "weights" in found else [None] * batch
+
+    def _width(self, shelf: Shelf, length: int) -> int:
+        """Tokens that rows are filled up to; fewer than `length` where the backbone has no place for so many."""
+        room = max_length(self.model.config)
+        width = max(filled(length), SHORTEST)
+        return width if room is None else min(width, room - shelf.prompt)
+
+    def _fill(self, name: str, value: Tensor, rows: int, width: int) -> Tensor:
+        """[B,T] -> [rows,width], with padding, and the first row once more for each that is missing."""
+        padding = (getattr(self.model.config, "pad_token_id", None) or 0) if name == "input_ids" else 0
+        wide = pad(value, (0, width - value.shape[1]), value=padding)
+        return torch.cat([wide, wide[:1].expand(rows - len(wide), -1)])
+
+    def _replay(self, shelf: Shelf, inputs: Tensors) -> Tensors:
+        made = self.recordings.setdefault(shelf, OrderedDict())
+        key = tuple(sorted((name, value.shape) for name, value in inputs.items()))
+        if key not in made:
+            made[key] = self.record(lambda given: run(self.model, shelf, given), inputs)
+        made.move_to_end(key)
+        if len(made) > self.most:
+            made.popitem(last=False)
+        return made[key](inputs)
+
+
+def recordable(shelf: Shelf, stack: Stack) -> bool:
+    """Whether a forward of the shelf's tasks runs without a look at its numbers."""
+    return not stack.anatomy.global_mask and not any(stack.repeats(layer.site) for layer in shelf.shared)
+
+
+def run(model: TaskModel, shelf: Shelf, given: Mapping[str, Tensor]) -> Tensors:
+    """One forward as a function of tensors: `given` and "tasks" [R,N], a task a row or one for all."""
+    inputs = {name: value for name, value in given.items() if name != "tasks"}
+    batch, device = len(inputs["input_ids"]), given["tasks"].device
+    group = Group(shelf.method, shelf.config, (shelf.name,), tensors=shelf.tensors(given["tasks"]))
+    with requested(model, RowRequest.given((shelf.name,) * batch, (group,), device)):
+        states = model.states(**inputs)
+    weights = memo(model, "prompt_attention")
+    found = {
+        "last": states.last,
+        "pooler": states.pooler,
+        "prefix": states.prefix,
+        "weights": torch.stack([row for row in weights if row is not None]) if weights is not None else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _shelf(held: Sequence[Held | None]) -> Shelf | None:
+    """The one shelf of all rows."""
+    shelves = {None if one is None else one.entry.shelf for one in held}
+    return shelves.pop() if len(shelves) == 1 else None

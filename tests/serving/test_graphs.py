@@ -1,0 +1,199 @@
+"""Recorded forwards: a replay answers as the bank without recordings does, and nothing in it looks at a number.
+
+A trace by `make_fx` stands for a CUDA graph where there is no GPU: it replays the operations of one run, whatever the
+numbers are, and fails where the run reads one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from laws.cells import FORMS, Form, refused
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from attentune.errors import ConfigError
+from attentune.serving import Bank
+from attentune.serving.graphs import Graphs, Run, Tensors, filled
+from serving.kit import adapter
+from serving.test_bank import BASE, backbone, batch, logits_of
+
+KINDS = ("bert", "roberta", "deberta-v2", "modernbert", "t5", "gpt2")
+PAIRS = [
+    (form, kind)
+    for form in FORMS
+    for kind in KINDS
+    if not refused(form, kind)
+    and "mlp" not in dict(form.options)
+    # Its projections run again on relative embeddings, a task after the other.
+    and not (form.method == "kernel_mix" and kind == "deberta-v2")
+]
+TRACED = [(form, kind) for form, kind in PAIRS if kind == "bert" or form.method in ("pasta", "attempt")]
+"""Tracing takes its time: every form on one architecture, and every architecture with two of them."""
+
+
+def cells(pairs: list[tuple[Form, str]]) -> Any:
+    return pytest.mark.parametrize(("form", "kind"), [pytest.param(*p, id=f"{p[0].label}-{p[1]}") for p in pairs])
+
+
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: nothing to record on")
+
+
+class Traces:
+    """Records by tracing, and keeps the traces."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[Any] = []
+        self._patch = monkeypatch
+
+    def __call__(self, run: Run, example: Tensors) -> Run:
+        with self._patch.context() as patch:
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            self.made.append(make_fx(run)(example))
+        return self.made[-1]
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> Traces:
+    return Traces(monkeypatch)
+
+
+def two(form: Form, kind: str, folder: Path) -> dict[str, Path]:
+    """Tasks "a" and "b" of one shelf with heads of their own."""
+    options: dict[str, Any] = {**dict(form.options), **({"train_sources": True} if form.method == "attempt" else {})}
+    return {
+        name: adapter(backbone(kind), folder / name, form.method, seed, labels=labels, **options)
+        for seed, (name, labels) in enumerate({"a": 2, "b": 5}.items())
+    }
+
+
+def bank_of(kind: str, folders: dict[str, Path], **options: Any) -> Bank:
+    bank = Bank(backbone(kind), **options)
+    for name, folder in folders.items():
+        bank.add(name, folder)
+    return bank
+
+
+@cells(TRACED)
+def test_a_replay_answers_other_texts_of_other_tasks(form: Form, kind: str, tmp_path: Path, traces: Traces) -> None:
+    folders = two(form, kind, tmp_path)
+    plain, bank = bank_of(kind, folders), bank_of(kind, folders)
+    bank.graphs = Graphs(bank.model, traces)
+    for names, lengths in ((["a", "b", "b"], (9, 12, 7)), (["b", "a", "a"], (3, 4, 9))):
+        inputs = batch(kind, lengths)
+        torch.testing.assert_close(
+            logits_of(bank, names, inputs), logits_of(plain, names, inputs), atol=1e-5, rtol=1e-5
+        )
+    (trace,) = traces.made
+    theirs = {t.untyped_storage().data_ptr() for t in (*bank.model.parameters(), *bank.model.buffers())}
+    theirs |= {t.untyped_storage().data_ptr() for p in bank.entry("a").shelf.shared.values() for t in p.values()}
+    constants = [getattr(trace, node.target) for node in trace.graph.nodes if node.op == "get_attr"]
+    # A number is an argument of an operation; a tensor that is made of numbers would be copied to the device.
+    copied = [t for t in constants if t.dim() and t.numel() and t.untyped_storage().data_ptr() not in theirs]
+    assert not copied
+
+
+def test_one_task_for_all_rows_is_recorded_by_itself(tmp_path: Path, traces: Traces) -> None:
+    folders = two(Form("pasta"), "bert", tmp_path)
+    plain, bank = bank_of("bert", folders), bank_of("bert", folders)
+    bank.graphs = Graphs(bank.model, traces)
+    for names in (["a", "a"], ["b", "b"], ["a", "b"]):
+        inputs = batch("bert", (9, 5))
+        torch.testing.assert_close(
+            logits_of(bank, names, inputs), logits_of(plain, names, inputs), atol=1e-5, rtol=1e-5
+        )
+    assert len(traces.made) == 2
+
+
+def test_the_weights_of_prompts_are_those_of_the_batch(tmp_path: Path, traces: Traces) -> None:
+    form = Form("attempt", (("length", 3), ("sources", 2)))
+    folders = two(form, "bert", tmp_path)
+    plain, bank = bank_of("bert", folders), bank_of("bert", folders)
+    bank.graphs = Graphs(bank.model, traces)
+    for names, lengths in ((["a", "b", "a"], (9, 5, 4)), (["b", "b", "a"], (3, 12, 4))):
+        inputs = batch("bert", lengths)
+        found, wanted = (one(adapter_names=names, prompt_attention=True, **inputs) for one in (bank, plain))
+        for weights, expected in zip(found.prompt_attention or (), wanted.prompt_attention or (), strict=True):
+            assert weights is not None
+            torch.testing.assert_close(weights, expected)
+    assert len(traces.made) == 1
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pooler", "last", "prefix"])
+def test_every_head_reads_what_it_read(pooling: str, tmp_path: Path, traces: Traces) -> None:
+    folders = {"a": adapter(backbone("bert"), tmp_path / "a", "prefix_propagation", length=3, pooling=pooling)}
+    folders["tags"] = adapter(backbone("bert"), tmp_path / "tags", "prefix_propagation", 1, length=3, kind="token")
+    plain, bank = bank_of("bert", folders), bank_of("bert", folders)
+    bank.graphs = Graphs(bank.model, traces)
+    inputs = batch("bert", (9, 12, 5))
+    names = ["a", "tags", "a"]
+    torch.testing.assert_close(logits_of(bank, names, inputs), logits_of(plain, names, inputs), atol=1e-5, rtol=1e-5)
+    assert len(traces.made) == 1
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(tmp_path: Path, traces: Traces) -> None:
+    """Two shelves, rows of the bare backbone, an architecture that reads numbers back, and a text that barely fits."""
+    folders = two(Form("pasta"), "bert", tmp_path / "one")
+    folders["other"] = adapter(backbone("bert"), tmp_path / "other", "tiny_attention")
+    plain, bank = bank_of("bert", folders), bank_of("bert", folders)
+    bank.graphs = Graphs(bank.model, traces)
+    inputs = batch("bert", (9, 5))
+    for names in (["a", "other"], ["a", BASE]):
+        assert logits_of(bank, names, inputs).equal(logits_of(plain, names, inputs))
+    for form, kind in ((Form("pasta"), "longformer"), (Form("kernel_mix"), "deberta-v2")):
+        reader = bank_of(kind, two(form, kind, tmp_path / kind))
+        reader.graphs = Graphs(reader.model, traces)
+        assert logits_of(reader, ["a", "b"], batch(kind, (9, 5))).isfinite().all()
+    assert not traces.made
+
+
+def test_sizes_end_where_the_backbone_has_no_more_positions(tmp_path: Path, traces: Traces) -> None:
+    """48 positions: with a prompt of 3 a text of 40 is filled up to 45, not 48."""
+    folders = {"a": adapter(backbone("bert"), tmp_path / "a", "prefix_propagation", length=3)}
+    plain, bank = bank_of("bert", folders), bank_of("bert", folders)
+    bank.graphs = Graphs(bank.model, traces)
+    for length in (40, 45):
+        inputs = {"input_ids": torch.randint(5, 140, (1, length)), "attention_mask": torch.ones(1, length).long()}
+        torch.testing.assert_close(
+            logits_of(bank, ["a"], inputs), logits_of(plain, ["a"], inputs), atol=1e-5, rtol=1e-5
+        )
+    assert len(traces.made) == 1
+
+
+def test_few_are_kept_and_they_go_with_their_shelf(tmp_path: Path, traces: Traces) -> None:
+    folders = two(Form("pasta"), "bert", tmp_path)
+    bank = bank_of("bert", folders)
+    bank.graphs = Graphs(bank.model, traces, most=2)
+    for rows in (1, 2, 3, 3, 2, 1):
+        bank(adapter_names=["a", "b", "a"][:rows], **batch("bert", (9, 5, 7)[:rows]))
+    assert len(traces.made) == 4  # 1, 2, 3, and 1 again
+    assert [len(made) for made in bank.graphs.recordings.values()] == [2]
+    for name in ("a", "b"):
+        bank.remove(name)
+    assert not bank.graphs.recordings
+
+
+def test_sizes_are_few_and_near() -> None:
+    assert [filled(n) for n in range(1, 14)] == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16]
+    assert all(n <= filled(n) < 1.5 * n for n in range(1, 1000))
+
+
+def test_without_a_gpu_there_is_nothing_to_record_on() -> None:
+    with pytest.raises(
+        ConfigError, match=r"cuda_graphs wants a backbone on a GPU \(CUDA\), and this one is on the cpu"
+    ):
+        Bank(backbone("bert"), device="cpu", cuda_graphs=True)
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+@cells(PAIRS)
+def test_a_gpu_replays(form: Form, kind: str, tmp_path: Path) -> None:
+    folders = two(form, kind, tmp_path)
+    plain, bank = bank_of(kind, folders), bank_of(kind, folders, cuda_graphs=True)
+    assert bank.graphs is not None
+    for names, lengths in ((["a", "b", "b"], (9, 12, 7)), (["b", "a", "a"], (5, 12, 7)), (["b", "b"], (3, 9))):
+        inputs = batch(kind, lengths)
+        found, wanted = (logits_of(one, names, inputs) for one in (bank, plain))
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert [len(made) for made in bank.graphs.recordings.values()] == [2]
