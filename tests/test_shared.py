@@ -210,7 +210,7 @@ def test_what_cannot_be_trained_together(tiny_bert: Path, tmp_path: Path) -> Non
             train_many({name: rows}, tmp_path / "all", where, share_attention=True)
     with pytest.raises(ConfigError, match="all tasks are learned at once; drop `together`"):
         train_many({"a": rows}, tmp_path / "all", where, share_attention=True, together=2)
-    with pytest.raises(ConfigError, match="cache_frozen keeps what no adapter changes, and attempt acts in front of"):
+    with pytest.raises(ConfigError, match="cache_frozen keeps what no training changes, and attempt trains what"):
         train_many({"a": rows}, tmp_path / "all", where, share_attention=True, cache_frozen=True)
     with pytest.raises(ConfigError, match="the mean of the tasks' main scores chooses the epoch; leave out metric"):
         train_many({"a": rows}, tmp_path / "all", where, share_attention=True, metric="macro_f1")

@@ -301,6 +301,8 @@ class Method:
     """(cfg, site, dims) -> start of the site's tensors, without the row axis."""
     prompt_length: Callable[[Any], int] = lambda cfg: 0
     """m: rows that PROMPT puts in front."""
+    prompt_is_fixed: bool = False
+    """What PROMPT puts in front is the same whatever is trained: zeros, say."""
     sites: Callable[[Any], Collection[Site]] | None = None
     """Which of the edits a config switches on; None: all."""
     taps: Callable[[Any], Collection[Site]] = lambda cfg: ()

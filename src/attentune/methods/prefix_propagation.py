@@ -253,6 +253,7 @@ METHOD = Method(
     },
     init,
     prompt_length=prompt_length,
+    prompt_is_fixed=True,
     sites=sites,
     taps=lambda cfg: (Site.QUERY,) if cfg.mode == "kernel" else (),
     resolve=resolve,

@@ -8,6 +8,7 @@ evaluation mode: dropout below the first edited block does not act, above it doe
 Each task keeps its own, until it is done; tasks that train at the same time share the memory for it.
 """
 
+import inspect
 import os
 import shutil
 from collections import defaultdict
@@ -109,18 +110,24 @@ class FrozenPart:
     `kept` says where the states lie: one place, or one for each row of the batch that comes next.
 
     Raises:
-        UnsupportedError: the architecture has several stacks or is causal, or its blocks hand on more than states.
+        UnsupportedError: the architecture has several stacks, or its blocks hand on more than states.
     """
 
     def __init__(self, model: nn.Module, first: int, kept: Sequence[Kept]) -> None:
         self.first, self.kept = first, kept
         stacks = [module for module in model.modules() if isinstance(module, Stack)]
-        if len(stacks) != 1 or stacks[0].anatomy.causal:
-            raise UnsupportedError("cache_frozen is for encoders; this backbone writes texts, or has two stacks")
-        self._host = stacks[0].host
-        blocks = [self._host.get_submodule(stacks[0].anatomy.block_path(i)) for i in range(first)]
+        if len(stacks) != 1:
+            raise UnsupportedError(
+                "cache_frozen is for one stack of blocks; this backbone has an encoder and a decoder"
+            )
+        (self._stack,) = stacks
+        self._host = self._stack.host
+        self._names = list(inspect.signature(self._host.forward).parameters)
+        blocks = [self._host.get_submodule(self._stack.anatomy.block_path(i)) for i in range(first)]
         for index, block in enumerate(blocks):
             block.forward = partial(self._block, index, block.forward)
+        self._rows: list[Tensor] | None = None
+        self._mask: Tensor | None = None
         self._states: Tensor | None = None
         self._recorded: Any = None
         self._recording = False
@@ -131,21 +138,35 @@ class FrozenPart:
     def _before(self, host: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
         if self._recording:
             return
+        self._rows = self._states = None
+        call = {**dict(zip(self._names, args, strict=False)), **call}
+        if call.get("past_key_values") is not None:
+            # What is written step by step leaves keys and values in every block.
+            return
         tokens, mask = call.get("input_ids"), call.get("attention_mask")
-        if args or tokens is None or mask is None:
+        if tokens is None or mask is None:
             raise UnsupportedError("cache_frozen knows rows by input_ids and attention_mask")
-        keys, real = _keys(call, mask), mask.bool()
+        keys, self._mask = _keys(call, mask), mask.bool()
         places = list(self.kept) * (len(keys) if len(self.kept) == 1 else 1)
         if any(key not in kept for key, kept in zip(keys, places, strict=True)):
             fresh: defaultdict[Kept, dict[bytes, Tensor]] = defaultdict(dict)
-            for key, kept, row, m in zip(keys, places, self._record(call), real, strict=True):
-                fresh[kept][key] = row[: len(m)][m]
+            recorded = self._record(call)
+            for key, kept, row, real in zip(keys, places, recorded, self._real(), strict=True):
+                fresh[kept][key] = row[: len(real)][real]
             for kept, states in fresh.items():
                 kept.put(states)
-        self._states = self._placed([kept.get(key) for key, kept in zip(keys, places, strict=True)], real)
+        self._rows = [kept.get(key) for key, kept in zip(keys, places, strict=True)]
+
+    def _real(self) -> Tensor:
+        """[B,m+T] where the batch in flight has a token, or a row that its adapter puts in front."""
+        assert self._mask is not None
+        frame, front = self._stack.frame, self._stack.front
+        if frame is None or front is None or not frame.width:
+            return self._mask
+        return torch.cat([front.columns, self._mask], 1)
 
     def _record(self, call: dict[str, Any]) -> Tensor:
-        """[B,T',D] what leaves the frozen blocks; T' has the architecture's own padding."""
+        """[B,m+T',D] what leaves the frozen blocks; T' has the architecture's own padding."""
         training = [module for module in self._host.modules() if module.training]
         self._recording = True
         try:
@@ -162,48 +183,53 @@ class FrozenPart:
             raise UnsupportedError("cache_frozen: the blocks of this backbone hand on more than their states")
         return self._recorded[0] if isinstance(self._recorded, tuple) else self._recorded
 
-    def _placed(self, rows: list[Tensor], mask: Tensor) -> Tensor:
-        """Rows [t,D] of their real tokens -> [B,T,D]; what stands at padding is seen by none."""
-        states = torch.zeros(*mask.shape, rows[0].shape[-1], dtype=rows[0].dtype)
-        where = mask.cpu()
+    def _placed(self, rows: list[Tensor], length: int) -> Tensor:
+        """Rows [t,D] of what is real -> [B,length,D]; what stands at padding is seen by none."""
+        real = self._real().cpu()
+        states = torch.zeros(len(rows), length, rows[0].shape[-1], dtype=rows[0].dtype)
         for i, row in enumerate(rows):
-            states[i, where[i]] = row
-        return states.to(mask.device)
+            states[i, : real.shape[1]][real[i]] = row
+        return states
 
     def _block(self, index: int, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._states is None:
+        if self._rows is None:
             out = forward(*args, **kwargs)
             if self._recording and index == self.first - 1:
                 self._recorded = out
                 raise _EnoughError
             return out
-        entering: Tensor = args[0] if args else kwargs["hidden_states"]
-        states = nn.functional.pad(self._states, (0, 0, 0, entering.shape[1] - self._states.shape[1]))
-        return (states, *self._recorded[1:]) if isinstance(self._recorded, tuple) else states
+        if self._states is None:
+            entering: Tensor = args[0] if args else kwargs["hidden_states"]
+            self._states = self._placed(self._rows, entering.shape[1]).to(entering.device)
+        return (self._states, *self._recorded[1:]) if isinstance(self._recorded, tuple) else self._states
 
     def _after(self, host: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        self._states = None
+        self._rows = self._mask = self._states = None
 
 
 def _keys(call: Mapping[str, Any], mask: Tensor) -> list[bytes]:
-    """A key of each row: all that the backbone reads of it, without the padding."""
+    """A key of each row: where it begins, and all that the backbone reads of it, without the padding."""
     inputs = [call[name].cpu() for name in sorted(call) if torch.is_tensor(call[name])]
     real = mask.bool().cpu()
-    return [b"".join(one[i][real[i]].numpy().tobytes() for one in inputs) for i in range(len(real))]
+    starts = real.int().argmax(1).numpy()
+    return [
+        b"".join([starts[i].tobytes(), *(one[i][real[i]].numpy().tobytes() for one in inputs)])
+        for i in range(len(real))
+    ]
 
 
 def freeze(model: nn.Module, kept: Kept, adapter: str = "default") -> FrozenPart:
     """Keep what the blocks below the first edited one give; their dropout no longer acts.
 
     Raises:
-        ConfigError: the first block is edited, or something acts in front of it.
+        ConfigError: the first block is edited, or a prompt that is trained stands in front of it.
         UnsupportedError: as `FrozenPart`.
     """
     config: MethodConfig = cast("Any", model).peft_config[adapter]
     method = type(config).method
     assert method is not None
-    if Site.PROMPT in method.sites_of(config) or method.position_shift(config):
-        raise ConfigError(f"cache_frozen keeps what no adapter changes, and {method.name} acts in front of all blocks")
+    if Site.PROMPT in method.sites_of(config) and not method.prompt_is_fixed:
+        raise ConfigError(f"cache_frozen keeps what no training changes, and {method.name} trains what stands in front")
     first = min(config.layers_to_transform or [0])
     if not first:
         raise ConfigError(
