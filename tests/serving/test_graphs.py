@@ -147,6 +147,20 @@ def test_what_cannot_be_recorded_runs_as_it_is(tmp_path: Path, traces: Traces) -
     assert not traces.made
 
 
+def test_one_text_for_many_tasks_is_one_row_until_they_part(tmp_path: Path, traces: Traces) -> None:
+    """What sharing spares is worth more than a recording."""
+    folders = two(Form("pasta", (("layers_to_transform", [1]),)), "bert", tmp_path)
+    plain, bank = bank_of("bert", folders), bank_of("bert", folders)
+    bank.graphs = Graphs(bank.model, traces)
+    same = {key: value[[0, 0]] for key, value in batch("bert", (9,)).items()}
+    for inputs, made in ((same, 0), (batch("bert", (9, 5)), 1)):
+        names = ["a", "b"]
+        torch.testing.assert_close(
+            logits_of(bank, names, inputs), logits_of(plain, names, inputs), atol=1e-5, rtol=1e-5
+        )
+        assert len(traces.made) == made
+
+
 def test_sizes_end_where_the_backbone_has_no_more_positions(tmp_path: Path, traces: Traces) -> None:
     """48 positions: with a prompt of 3 a text of 40 is filled up to 45, not 48."""
     folders = {"a": adapter(backbone("bert"), tmp_path / "a", "prefix_propagation", length=3)}

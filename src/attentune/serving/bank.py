@@ -28,7 +28,7 @@ from attentune.serving.entry import Entry, check_card, check_known, flat_row
 from attentune.serving.graphs import Graphs
 from attentune.serving.head import Head
 from attentune.serving.held import Held, answers, first_block, groups, parts
-from attentune.serving.sharing import plan
+from attentune.serving.sharing import Plan, plan
 from attentune.serving.shelf import Shelf, digest, frozen_tensors
 from attentune.serving.tiers import Tiers
 from attentune.sites import Stack
@@ -207,19 +207,20 @@ class Bank:
 
     def _run(self, held: Sequence[Held | None], given: dict[str, Tensor]) -> tuple[States, list[Tensor | None]]:
         """The rows through the backbone, [B,T] each, and the weights of the prompts that are mixed for each."""
-        recorded = None if self.graphs is None else self.graphs(held, given)
-        if recorded is not None:
-            return recorded
-        states, weights = self._states(held, given), memo(self.model, "prompt_attention")
-        return states, [None] * len(held) if weights is None else list(weights)
-
-    def _states(self, held: Sequence[Held | None], given: Mapping[str, Tensor]) -> States:
-        """The same without a recording; one text for many tasks is one row until they part."""
         stack = next((m for m in self.model.backbone.modules() if isinstance(m, Stack)), None)
         shared = None if stack is None else plan(given, parts(held, stack))
-        if stack is None or shared is None:
+        if stack is not None and shared is not None:
+            states = self._fanned(held, given, stack, shared)
+        elif self.graphs is not None and (recorded := self.graphs(held, given)) is not None:
+            return recorded
+        else:
             with self._requested(held):
-                return self.model.states(**given)
+                states = self.model.states(**given)
+        weights = memo(self.model, "prompt_attention")
+        return states, [None] * len(held) if weights is None else list(weights)
+
+    def _fanned(self, held: Sequence[Held | None], given: Mapping[str, Tensor], stack: Stack, shared: Plan) -> States:
+        """One text for many tasks is one row until they part."""
         lead = torch.tensor(shared.lead, device=self.model.device)
         apart = [held[i] if first_block(held[i], stack) < shared.block else None for i in shared.lead]
         rows = torch.tensor(shared.rows, device=lead.device)

@@ -93,19 +93,20 @@ class Graphs:
         `given` are [B,T] each. There is none for rows of several shelves or of the bare backbone, for more positions
         than the backbone has, and for architectures that read numbers back on their way.
         """
-        shelf = _shelf(held)
+        tasks = _of_one_shelf(held)
         stack = next((module for module in self.model.backbone.modules() if isinstance(module, Stack)), None)
-        if shelf is None or stack is None or not recordable(shelf, stack):
+        if tasks is None or stack is None or not recordable(tasks[0].entry.shelf, stack):
             return None
+        shelf = tasks[0].entry.shelf
         batch, length = given["input_ids"].shape
         rows, width = filled(batch), self._width(shelf, length)
         if width < length or any(value.shape != (batch, length) for value in given.values()):
             return None
-        bodies = [one.row[: shelf.size] for one in held if one is not None]
-        alone = all(one is not None and held[0] is not None and one.row is held[0].row for one in held)
-        flat = bodies[0][None] if alone else torch.stack([*bodies, *bodies[:1] * (rows - batch)])
+        bodies = [one.row[: shelf.size] for one in tasks]
+        alone = all(one.row is tasks[0].row for one in tasks)
         inputs = {name: self._fill(name, value, rows, width) for name, value in given.items()}
-        found = self._replay(shelf, {**inputs, "tasks": flat})
+        inputs["tasks"] = torch.stack(bodies[:1] if alone else [*bodies, *bodies[:1] * (rows - batch)])
+        found = self._replay(shelf, inputs)
         states = States(
             found["last"][:batch, :length],
             given["attention_mask"],
@@ -161,7 +162,7 @@ def run(model: TaskModel, shelf: Shelf, given: Mapping[str, Tensor]) -> Tensors:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _shelf(held: Sequence[Held | None]) -> Shelf | None:
-    """The one shelf of all rows."""
-    shelves = {None if one is None else one.entry.shelf for one in held}
-    return shelves.pop() if len(shelves) == 1 else None
+def _of_one_shelf(held: Sequence[Held | None]) -> list[Held] | None:
+    """The tasks of all rows, where they stand on one shelf."""
+    tasks = [one for one in held if one is not None]
+    return tasks if len(tasks) == len(held) and len({one.entry.shelf for one in tasks}) == 1 else None
