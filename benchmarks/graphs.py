@@ -24,7 +24,8 @@ from transformers import logging
 
 from attentune.backbones import load_backbone, load_tokenizer
 from attentune.serving import Bank
-from attentune.serving.graphs import Graphs, Run, Tensors, cuda_graph
+from attentune.serving.cuda_graphs import CudaGraphs, Run, Tensors
+from attentune.serving.graphs import Graphs
 
 PLACES = ((1, 32), (4, 32), (16, 32), (64, 32), (1, 128), (16, 128), (64, 128))
 """B, T."""
@@ -44,7 +45,7 @@ def measure(method: str, places: tuple[tuple[int, int], ...], rounds: int, folde
 
 def beside(bare: Any, bank: Bank, rows: int, length: int, rounds: int) -> Row:
     """Batches of one size: the bare backbone's, the bank's, and the bank's with recordings."""
-    graphs = Graphs(bank.model, cuda_graph if GPU else _itself)
+    graphs = Graphs(bank.model, CudaGraphs(bank.model.device) if GPU else _itself)
     device = bank.model.device
     drawn = batches(load_tokenizer("minilm"), rows, rounds + 3, length)
     given = [(batch.ids.to(device), batch.mask.to(device)) for batch in drawn]

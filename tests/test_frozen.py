@@ -134,6 +134,19 @@ def test_kept_states_change_nothing(form: Form, kind: str, tmp_path: Path) -> No
     assert not (tmp_path / "far").exists()
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_row_that_begins_elsewhere_is_another(kind: str, tmp_path: Path) -> None:
+    """Padding on the left moves positions that are counted by index; and no cache comes of blocks that did not run."""
+    model, plain = (adapted(Form("kernel_mix"), kind, **ONE) for _ in range(2))
+    FrozenPart(model, 1, [Kept(tmp_path, Room())])
+    for side in ("right", "left", "right"):
+        given = batch_of(kind, side=side)
+        real = given["attention_mask"].bool()
+        torch.testing.assert_close(answer(model, given)[real], answer(plain, given)[real], atol=1e-5, rtol=1e-5)
+    assert getattr(model(**given), "past_key_values", None) is None
+    assert (getattr(plain(**given), "past_key_values", None) is None) == (kind == "bert")
+
+
 def test_states_are_those_of_evaluation_and_dropout_acts_above(tmp_path: Path) -> None:
     model = adapted(Form("pasta"), "bert", **ONE).train()
     left: list[Tensor] = []

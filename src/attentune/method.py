@@ -107,6 +107,10 @@ def _no_views() -> dict[Any, Frame]:
     return {}
 
 
+def _no_doubts() -> list[Tensor]:
+    return []
+
+
 @dataclass
 class Frame:
     """The batch in flight. One per stack, written once per forward, read by every site."""
@@ -149,6 +153,8 @@ class Frame:
     """[R] the rows of the whole batch that this frame shows; None: all."""
     batch: int = 0
     """B of the whole batch."""
+    doubts: list[Tensor] = field(default_factory=_no_doubts)
+    """[R] each: what must hold for every row, and was not looked at while a graph was made."""
 
     @property
     def uniform(self) -> bool:
@@ -162,6 +168,19 @@ class Frame:
         if key not in self.memo:
             self.memo[key] = make()
         return self.memo[key]
+
+    def require(self, holds: Tensor, otherwise: Callable[[int], str]) -> None:
+        """Refuse the batch with a sentence about the first row for which it does not hold.  holds [R] bool
+
+        While a graph is made of the forward nothing can be looked at: who replays it finds what must hold in `doubts`.
+
+        Raises:
+            UnsupportedError: it does not hold.
+        """
+        if is_tracing():
+            self.doubts.append(holds)
+        elif not bool(holds.all()):
+            raise UnsupportedError(otherwise(int((~holds).nonzero()[0])))
 
     def keys(self, length: int) -> Tensor | None:
         """[R,length] which of `length` keys may be attended to; an architecture's own padding on the right may not.
@@ -319,6 +338,8 @@ class Method:
     """Names of the prompts whose weights an edit leaves in `frame.memo["prompt_attention"]` [B,J], in their order."""
     resolve: Callable[[Any, Dims], None] = lambda cfg, dims: None
     """Fill the config's `None`s from the backbone, in place; raise UnsupportedError where the method cannot act."""
+    sees_padding: Callable[[Any], bool] = lambda cfg: False
+    """What stands at padding enters its formula, as in its authors' code."""
     position_shift: Callable[[Any], int] = lambda cfg: 0
     """By how much positions of the text move although nothing stands in front."""
     pools_prompt: Callable[[Any], bool] = lambda cfg: False

@@ -204,5 +204,6 @@ METHOD = Method(
     attention=ATTENTION_TENSORS,
     shared=(*ATTENTION_TENSORS, "source_prompts"),
     mixes=names,
+    sees_padding=lambda cfg: cfg.paper_exact,
     resolve=resolve,
 )

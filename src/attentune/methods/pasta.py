@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils.import_utils import is_tracing
 
 from attentune.dropout import dropout
 from attentune.errors import ConfigError, UnsupportedError
@@ -75,11 +74,13 @@ def _slots(cfg: PastaConfig, frame: Frame, length: int) -> Tensor:
         mask = frame.keys(frame.past + frame.width + frame.length)
         if mask is not None:
             special = special & mask[:, -frame.length :]
-        if not frame.past and not is_tracing() and not bool(special.any(1).all()):
-            row = int((~special.any(1)).nonzero()[0])
-            raise UnsupportedError(
-                f"PASTA acts on special tokens, and row {row} of the batch has none of {cfg.special_ids}; "
-                "tokenise with special tokens, or name their ids in special_ids"
+        if not frame.past:
+            frame.require(
+                special.any(1),
+                lambda row: (
+                    f"PASTA acts on special tokens, and row {row} of the batch has none of {cfg.special_ids}; "
+                    "tokenise with special tokens, or name their ids in special_ids"
+                ),
             )
         if frame.cache is not None:
             # The running count while decoding: which of all positions so far are special.

@@ -199,25 +199,29 @@ class Bank:
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         with self._running, torch.inference_mode():
             self._clear()
-            states, weights = self._run(held, {key: value.to(self.model.device) for key, value in given.items()})
+            there = {key: value.to(self.model.device) for key, value in given.items()}
+            states, weights = self._run(held, there, prompt_attention)
             output = assemble(list(answers(held, states)), states)
-            if prompt_attention:
-                output.prompt_attention = weights
+            output.prompt_attention = weights
             return output
 
-    def _run(self, held: Sequence[Held | None], given: dict[str, Tensor]) -> tuple[States, list[Tensor | None]]:
+    def _run(
+        self, held: Sequence[Held | None], given: dict[str, Tensor], prompt_attention: bool
+    ) -> tuple[States, list[Tensor | None] | None]:
         """The rows through the backbone, [B,T] each, and the weights of the prompts that are mixed for each."""
         stack = next((m for m in self.model.backbone.modules() if isinstance(m, Stack)), None)
         shared = None if stack is None else plan(given, parts(held, stack))
         if stack is not None and shared is not None:
             states = self._fanned(held, given, stack, shared)
         elif self.graphs is not None and (recorded := self.graphs(held, given)) is not None:
-            return recorded
+            return recorded[0], recorded[1] if prompt_attention else None
         else:
             with self._requested(held):
                 states = self.model.states(**given)
+        if not prompt_attention:
+            return states, None
         weights = memo(self.model, "prompt_attention")
-        return states, [None] * len(held) if weights is None else list(weights)
+        return states, list[Tensor | None]([None] * len(held) if weights is None else weights)
 
     def _fanned(self, held: Sequence[Held | None], given: Mapping[str, Tensor], stack: Stack, shared: Plan) -> States:
         """One text for many tasks is one row until they part."""

@@ -7,66 +7,34 @@ up with rows and padding that nobody sees.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from attentune.anatomy import max_length
+from attentune.errors import AttentuneError
 from attentune.forward import memo, requested
 from attentune.heads import States
 from attentune.method import Group
 from attentune.model import TaskModel
+from attentune.serving.cuda_graphs import CudaGraphs, Run, Tensors
 from attentune.serving.held import Held
 from attentune.serving.shelf import Shelf
 from attentune.sites import Stack
 from attentune.sites.rows import RowRequest
 
-Tensors = dict[str, Tensor]
-Run = Callable[[Tensors], Tensors]
-"""Tensors of fixed shapes -> tensors of fixed shapes; nothing else goes in or out."""
+log = logging.getLogger(__name__)
 Record = Callable[[Run, Tensors], Run]
 """A run and an example -> the same run, replayed."""
 
-SHORTEST = 16
-"""Tokens that a row is filled up to at least."""
-WARM_UPS = 2
-"""Runs before the one that is recorded: libraries choose kernels and take workspaces in the first."""
-
-
-@cache
-def _pool() -> Any:
-    """Memory for what runs inside: the same for all recordings, as one runs at a time, and its outputs are copied."""
-    return torch.cuda.graph_pool_handle()
-
-
-def cuda_graph(run: Run, example: Tensors) -> Run:
-    """Record a run on a GPU."""
-    inputs = {name: value.clone() for name, value in example.items()}
-    with torch.cuda.device(inputs["input_ids"].device):
-        here, beside = torch.cuda.current_stream(), torch.cuda.Stream()
-        beside.wait_stream(here)
-        with torch.cuda.stream(beside):
-            for _ in range(WARM_UPS):
-                run(inputs)
-        here.wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads go on fetching rows of tasks meanwhile.
-        with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
-            outputs = run(inputs)
-
-    def replay(given: Tensors) -> Tensors:
-        for name, value in given.items():
-            inputs[name].copy_(value)
-        graph.replay()
-        return {name: value.clone() for name, value in outputs.items()}
-
-    return replay
+SHORTEST, LARGEST = 16, 4096
+"""Tokens that a row is filled up to at least, and those of a batch at most: a larger one has work enough."""
 
 
 def filled(count: int) -> int:
@@ -78,35 +46,45 @@ def filled(count: int) -> int:
 class Graphs:
     """The recordings of a bank's model, by shelf and size; of each shelf the `most` last used are kept.
 
-    What a forward looks up in its numbers (is there a special token in every row, is padding on the right) is looked up
-    when a size is recorded, and not when it is replayed.
+    What cannot be recorded runs as it does without recordings: batches of several shelves, rows of the bare backbone,
+    more than 4,096 tokens, methods that see padding, architectures that copy numbers to the device on their way.
     """
 
-    def __init__(self, model: TaskModel, record: Record = cuda_graph, most: int = 64) -> None:
-        self.model, self.record, self.most = model, record, most
+    def __init__(self, model: TaskModel, record: Record | None = None, most: int = 64) -> None:
+        """`record` is by default that of a GPU."""
+        self.model, self.most = model, most
+        self.record = CudaGraphs(model.device) if record is None else record
         self.recordings: WeakKeyDictionary[Shelf, OrderedDict[Any, Run]] = WeakKeyDictionary()
         """By shelf, which takes them along when it goes, and by the shapes of what differs."""
+        self._failed: WeakSet[Shelf] = WeakSet()
 
     def __call__(self, held: Sequence[Held | None], given: Tensors) -> tuple[States, list[Tensor | None]] | None:
-        """What the model makes of a batch, and each row's weights [J] of prompts; None where no recording can serve it.
+        """What the model makes of a batch, and each row's weights [J] of prompts; None for one that is to run as it is.
 
-        `given` are [B,T] each. There is none for rows of several shelves or of the bare backbone, for more positions
-        than the backbone has, and for architectures that read numbers back on their way.
+        `given` are [B,T] each. So is a batch with a row that its method refuses: a run has the sentence for it.
         """
         tasks = _of_one_shelf(held)
         stack = next((module for module in self.model.backbone.modules() if isinstance(module, Stack)), None)
-        if tasks is None or stack is None or not recordable(tasks[0].entry.shelf, stack):
+        if tasks is None or stack is None:
             return None
         shelf = tasks[0].entry.shelf
         batch, length = given["input_ids"].shape
         rows, width = filled(batch), self._width(shelf, length)
-        if width < length or any(value.shape != (batch, length) for value in given.values()):
+        if (
+            shelf in self._failed
+            or not recordable(shelf, stack)
+            or width < length
+            or rows * width > LARGEST
+            or any(value.shape != (batch, length) for value in given.values())
+        ):
             return None
         bodies = [one.row[: shelf.size] for one in tasks]
         alone = all(one.row is tasks[0].row for one in tasks)
         inputs = {name: self._fill(name, value, rows, width) for name, value in given.items()}
         inputs["tasks"] = torch.stack(bodies[:1] if alone else [*bodies, *bodies[:1] * (rows - batch)])
         found = self._replay(shelf, inputs)
+        if found is None or not bool(found["holds"]):
+            return None
         states = States(
             found["last"][:batch, :length],
             given["attention_mask"],
@@ -121,7 +99,7 @@ class Graphs:
         """Tokens that rows are filled up to; fewer than `length` where the backbone has no place for so many."""
         room = max_length(self.model.config)
         width = max(filled(length), SHORTEST)
-        return width if room is None else min(width, room - shelf.prompt)
+        return width if room is None else min(width, room - shelf.taken)
 
     def _fill(self, name: str, value: Tensor, rows: int, width: int) -> Tensor:
         """[B,T] -> [rows,width], with padding, and the first row once more for each that is missing."""
@@ -129,11 +107,18 @@ class Graphs:
         wide = pad(value, (0, width - value.shape[1]), value=padding)
         return torch.cat([wide, wide[:1].expand(rows - len(wide), -1)])
 
-    def _replay(self, shelf: Shelf, inputs: Tensors) -> Tensors:
+    def _replay(self, shelf: Shelf, inputs: Tensors) -> Tensors | None:
         made = self.recordings.setdefault(shelf, OrderedDict())
         key = tuple(sorted((name, value.shape) for name, value in inputs.items()))
         if key not in made:
-            made[key] = self.record(lambda given: run(self.model, shelf, given), inputs)
+            try:
+                made[key] = self.record(lambda given: run(self.model, shelf, given), inputs)
+            except AttentuneError:
+                return None
+            except Exception:
+                log.exception("a forward of %s could not be recorded; it runs without", shelf.method.name)
+                self._failed.add(shelf)
+                return None
         made.move_to_end(key)
         if len(made) > self.most:
             made.popitem(last=False)
@@ -141,8 +126,10 @@ class Graphs:
 
 
 def recordable(shelf: Shelf, stack: Stack) -> bool:
-    """Whether a forward of the shelf's tasks runs without a look at its numbers."""
-    return not stack.anatomy.global_mask and not any(stack.repeats(layer.site) for layer in shelf.shared)
+    """Whether a forward of the shelf's tasks leaves its numbers on the device, and padding leaves its answers alone."""
+    anatomy = stack.anatomy
+    reads = anatomy.global_mask or anatomy.shared_position_projections
+    return not reads and not shelf.method.sees_padding(shelf.config)
 
 
 def run(model: TaskModel, shelf: Shelf, given: Mapping[str, Tensor]) -> Tensors:
@@ -153,8 +140,15 @@ def run(model: TaskModel, shelf: Shelf, given: Mapping[str, Tensor]) -> Tensors:
     with requested(model, RowRequest.given((shelf.name,) * batch, (group,), device)):
         states = model.states(**inputs)
     weights = memo(model, "prompt_attention")
+    stacks = [module for module in model.backbone.modules() if isinstance(module, Stack)]
+    doubts = [doubt for stack in stacks if stack.frame is not None for doubt in stack.frame.doubts]
+    holds = torch.stack(doubts).all() if doubts else torch.ones((), dtype=torch.bool, device=device)
+    for stack in stacks:
+        # The batch in flight would hold memory of the recording.
+        stack.frame = stack.front = None
     found = {
         "last": states.last,
+        "holds": holds,
         "pooler": states.pooler,
         "prefix": states.prefix,
         "weights": torch.stack([row for row in weights if row is not None]) if weights is not None else None,

@@ -69,8 +69,10 @@ class Shelf:
         """The first block that it changes something in; 0 where it puts prompts in front."""
         method = type(self.config).method
         assert method is not None
-        self.method, self.prompt = method, method.prompt_length(self.config)
-        self.widens = bool(self.prompt or method.position_shift(self.config))
+        self.method = method
+        self.taken = method.prompt_length(self.config) + method.position_shift(self.config)
+        """Positions of the backbone that its texts cannot have."""
+        self.widens = bool(self.taken)
         """Rows stand in front of its texts, or make place for some: the whole batch is another then."""
 
     def row(self, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
-from transformers.utils.import_utils import is_tracing
 
 from attentune.anatomy import max_length
 from attentune.errors import UnsupportedError
@@ -129,12 +128,13 @@ def _check(stack: Stack, frame: Frame, call: Call) -> None:
     if frame.odd_mask is not None:
         raise UnsupportedError(frame.odd_mask)
     mask = call.get("attention_mask")
-    if mask is None or not stack.anatomy.by_index or is_tracing():
-        return
-    if bool((~mask[:, 0].bool()).any()):
-        raise UnsupportedError(
-            f"{stack.config.model_type} counts positions by index, so padding on the left would stand between prompt "
-            "and text; set padding_side='right'"
+    if mask is not None and stack.anatomy.by_index:
+        frame.require(
+            mask[:, 0].bool(),
+            lambda _: (
+                f"{stack.config.model_type} counts positions by index, so padding on the left would stand between "
+                "prompt and text; set padding_side='right'"
+            ),
         )
 
 

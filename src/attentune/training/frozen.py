@@ -135,14 +135,17 @@ class FrozenPart:
         self._host.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
         self._host.register_forward_hook(self._after)
 
-    def _before(self, host: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
+    def _before(self, host: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> Any:
         if self._recording:
-            return
+            return None
         self._rows = self._states = None
         call = {**dict(zip(self._names, args, strict=False)), **call}
         if call.get("past_key_values") is not None:
             # What is written step by step leaves keys and values in every block.
-            return
+            return None
+        if "use_cache" in self._names:
+            # A cache would have none of blocks that do not run.
+            call["use_cache"] = False
         tokens, mask = call.get("input_ids"), call.get("attention_mask")
         if tokens is None or mask is None:
             raise UnsupportedError("cache_frozen knows rows by input_ids and attention_mask")
@@ -156,6 +159,7 @@ class FrozenPart:
             for kept, states in fresh.items():
                 kept.put(states)
         self._rows = [kept.get(key) for key, kept in zip(keys, places, strict=True)]
+        return (), call
 
     def _real(self) -> Tensor:
         """[B,m+T] where the batch in flight has a token, or a row that its adapter puts in front."""
