@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import string
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,18 @@ WORDS = """
 good bad film plot the a is was not very who where when did river city Anna Paris London lives in visits price of
 ticket rain sun red blue one two three un ##seen ##ly ##s long play . , ? ! -
 """
+
+
+@pytest.fixture(autouse=True)
+def a_gpu_is_for_its_own_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a machine with a GPU all others run on its CPU, as everywhere else: their tolerances are those of a CPU."""
+    if not torch.cuda.is_available() or request.node.get_closest_marker("gpu") is not None:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # of commands that a test starts
+        yield
 
 
 @pytest.fixture(scope="session")
