@@ -12,6 +12,7 @@ LAYERS = {
     "attentune.allocator": 0,
     "attentune.dropout": 0,
     "attentune.errors": 0,
+    "attentune.products": 0,
     "attentune.anatomy": 1,
     "attentune.cluster": 1,
     "attentune.demo": 1,

@@ -149,6 +149,8 @@ class Frame:
     """[B,width+T,D] the last states before prompt rows are stripped."""
     here: str = ""
     """Which site is running: the key of its memory."""
+    fresh: bool = False
+    """Nobody else holds the y of the running edit, which may write into it."""
     rows: Tensor | None = None
     """[R] the rows of the whole batch that this frame shows; None: all."""
     batch: int = 0

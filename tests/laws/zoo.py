@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Animal:
         """Decoder-only."""
         return self.generates and not self.encoder_decoder
 
-    @property
+    @cached_property
     def encoder_decoder(self) -> bool:
         """With a decoder that attends to an encoder."""
         return bool(self.build().config.is_encoder_decoder)

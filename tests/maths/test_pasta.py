@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from attentune.errors import UnsupportedError
 from attentune.method import Frame
-from attentune.methods.pasta import PastaConfig, edit, one_hot, shift_special
+from attentune.methods.pasta import PastaConfig, edit, one_hot, places, shift_special
 
 from .drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
 from .slow import own, plus
@@ -49,7 +49,9 @@ def test_shift_special(seed, batch, length, slots, width, how):
     draw = Drawer(seed, batch, how)
     h, e, special = draw.tensor(batch, length, width), draw.params(slots, width), draw.flags(batch, length)
     numbers = slot_numbers(special.tolist(), slots)
-    close(shift_special(h, e, one_hot(special, slots)), shifted(h.tolist(), e.tolist(), numbers))
+    at, wanted = places(one_hot(special, slots)), shifted(h.tolist(), e.tolist(), numbers)
+    close(shift_special(h, e, at), wanted)
+    close(shift_special(h.clone(), e, at, overwrite=True), wanted)
 
 
 @few
@@ -92,5 +94,5 @@ def test_a_row_without_special_tokens_is_refused():
 @pytest.mark.parametrize("how", ROWS)
 def test_gradients(how):
     draw = Drawer(1, 2, how)
-    slot = one_hot(draw.flags(2, 4), 3)
-    assert differentiable(lambda h, e: shift_special(h, e, slot), draw.tensor(2, 4, 3), draw.params(3, 3))
+    at = places(one_hot(draw.flags(2, 4), 3))
+    assert differentiable(lambda h, e: shift_special(h, e, at), draw.tensor(2, 4, 3), draw.params(3, 3))

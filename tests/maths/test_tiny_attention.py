@@ -11,8 +11,8 @@ from attentune.methods import tiny_attention as module
 from attentune.methods.tiny_attention import (
     STRUCTURES,
     TinyAttentionConfig,
+    add_delta,
     average_experts,
-    delta,
     edit_attention,
     edit_input,
     edit_output,
@@ -124,8 +124,13 @@ def test_tiny_attention(seed, batch, length, heads, w, causal):
 @given(seeds, small, small, st.integers(1, 5), st.integers(1, 3), rows)
 def test_widen(seed, batch, length, d, a, how):
     draw = Drawer(seed, batch, how)
-    o, p = draw.tensor(batch, length, a), draw_params(draw, d, a)
-    close(widen(o, p), [slow_widen(o[b].tolist(), row_of(p, b)) for b in range(batch)])
+    o, y, p = draw.tensor(batch, length, a), draw.tensor(batch, length, d), draw_params(draw, d, a)
+    slow = [
+        [plus(t, u) for t, u in zip(y[b].tolist(), slow_widen(o[b].tolist(), row_of(p, b)), strict=True)]
+        for b in range(batch)
+    ]
+    close(widen(o, p, y), slow)
+    close(widen(o, p, y.clone(), overwrite=True), slow)
 
 
 @few
@@ -136,7 +141,7 @@ def test_delta_sees_what_the_mask_allows(seed, batch, length, heads, w, how, cau
     mask = draw_mask(draw, batch, length) if masked else None
     allowed = may_see([[True] * length] * batch if mask is None else mask.tolist(), causal)
     frame = Frame(None, mask, length, causal=causal)
-    found = delta(TinyAttentionConfig(width=heads * w, heads=heads), p, h, frame)
+    found = add_delta(TinyAttentionConfig(width=heads * w, heads=heads), p, h, torch.zeros_like(h), frame)
     close(found, [slow_delta(h[b].tolist(), row_of(p, b, 0), allowed[b], heads) for b in range(batch)])
 
 
@@ -174,6 +179,9 @@ def test_structures(seed, structure, experts, how):
             for b in range(batch)
         ]
         close(edits[site](cfg, p, y, y, frame), slow)
+        frame.fresh = True
+        with torch.no_grad():
+            close(edits[site](cfg, p, y, y.clone(), frame), slow)
 
 
 @pytest.mark.parametrize("how", ROWS)
@@ -218,7 +226,10 @@ def test_gradients(how):
         return torch.cat(project(h, named["norm_weight"], named["norm_bias"], named), -1)
 
     assert differentiable(projected, draw.tensor(2, 3, 3), *values)
-    assert differentiable(lambda o, *t: widen(o, dict(zip(names, t, strict=True))), draw.tensor(2, 3, 2), *values)
+    y = draw.tensor(2, 3, 3)
+    assert differentiable(
+        lambda o, y, *t: widen(o, dict(zip(names, t, strict=True)), y, 2), draw.tensor(2, 3, 2), y, *values
+    )
 
 
 def test_long_rows_with_dropout_keep_no_square(monkeypatch):

@@ -27,6 +27,7 @@ from torch import Tensor
 from attentune.dropout import dropout
 from attentune.errors import ConfigError
 from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
+from attentune.products import add_product
 
 
 @dataclass
@@ -96,8 +97,11 @@ def spread(w: Tensor) -> Tensor:
     return torch.diag_embed(w.permute(0, 2, 3, 1), dim1=1, dim2=3).flatten(3, 4).flatten(1, 2)
 
 
-def add(y: Tensor, changes: Sequence[Change], bias: Tensor | None) -> Tensor:
-    """Y [B,T,o], the changes, and bias [R,o] -> [B,T,o]: one matrix product for each x that is read, and one more."""
+def add(y: Tensor, changes: Sequence[Change], bias: Tensor | None, overwrite: bool = False) -> Tensor:
+    """Y [B,T,o], the changes, and bias [R,o] -> [B,T,o]: one matrix product for each x that is read, and one more.
+
+    With `overwrite` y itself is lost.
+    """
     same: list[list[Change]] = []
     for change in changes:
         mine = next((some for some in same if some[0].x is change.x), None)
@@ -113,8 +117,7 @@ def add(y: Tensor, changes: Sequence[Change], bias: Tensor | None) -> Tensor:
         outer.append(bias[:, None])
     if not inner:
         return y
-    wide = _joined(outer)
-    return torch.baddbmm(y.reshape(len(wide), -1, y.shape[-1]), _joined(inner).transpose(1, 2), wide).view_as(y)
+    return add_product(y, _joined(inner).transpose(1, 2), _joined(outer), overwrite)
 
 
 def narrow(x: Tensor, a: Tensor) -> Tensor:
@@ -166,12 +169,12 @@ def edit_query(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Fra
     """X [B,T,D], y [B,T,H*d]"""
     x = _handed_on(cfg, frame, x)
     head = [per_head(x, p["head_a"], p["head_b"])] if "head_a" in p else []
-    return add(y, head + _shared(cfg, p, x), _bias(p))
+    return add(y, head + _shared(cfg, p, x), _bias(p), frame.fresh)
 
 
 def edit_key(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,D], y [B,T,H*d]"""
-    return add(y, _shared(cfg, p, _dropped(cfg, frame, x)), None)
+    return add(y, _shared(cfg, p, _dropped(cfg, frame, x)), None, frame.fresh)
 
 
 def edit_value(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
@@ -182,14 +185,14 @@ def edit_value(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Fra
         head = [from_heads(_dropped(cfg, frame, frame.seen[Site.KEY].to(y.dtype)), p["head_a"], p["head_b"])]
     elif "head_a" in p:
         head = [per_head(x, p["head_a"], p["head_b"])]
-    return add(y, head + _shared(cfg, p, x), _bias(p))
+    return add(y, head + _shared(cfg, p, x), _bias(p), frame.fresh)
 
 
 def edit_output(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,H*d], y [B,T,D]"""
     x = _dropped(cfg, frame, x)
     head = [into_sum(x, p["head_a"], p["head_b"])] if "head_a" in p else []
-    return add(y, head + _shared(cfg, p, x), _bias(p))
+    return add(y, head + _shared(cfg, p, x), _bias(p), frame.fresh)
 
 
 def merge(

@@ -54,17 +54,26 @@ def one_hot(special: Tensor, slots: int) -> Tensor:
     return nth[..., None] == torch.arange(1, slots + 1, device=special.device)
 
 
-def shift_special(h: Tensor, e: Tensor, slot: Tensor) -> Tensor:
-    """h[b,t] + e[b, slot of t].  h [B,T,D], e [R,S,D] or [B,S,D], slot [B,T,S] -> [B,T,D]"""
-    if len(e) == 1:
-        return h + slot.to(e.dtype) @ e[0]
-    return h + torch.bmm(slot.to(e.dtype), e)
+def places(slot: Tensor) -> tuple[Tensor, Tensor]:
+    """Slot [B,T,S] -> which of the B*T positions each slot is at, [B*S], and whether it is anywhere, [B,S,1]."""
+    first = torch.arange(len(slot), device=slot.device) * slot.shape[1]
+    return (slot.int().argmax(1) + first[:, None]).flatten(), slot.any(1)[..., None]
 
 
-def _slots(cfg: PastaConfig, frame: Frame, length: int) -> Tensor:
-    """[B,length,S] for the whole width of the stack: prompts in front and the architecture's padding have no slot."""
+def shift_special(h: Tensor, e: Tensor, at: tuple[Tensor, Tensor], overwrite: bool = False) -> Tensor:
+    """h[b,t] + e[b, slot of t].  h [B,T,D], e [R,S,D], at: see `places` -> [B,T,D]; with `overwrite` h itself is lost
 
-    def make() -> Tensor:
+    Only the special tokens are gone through; a slot that is nowhere adds zeros to its row's first position.
+    """
+    where, there = at
+    flat = h.reshape(-1, h.shape[-1])
+    return (flat.index_add_ if overwrite else flat.index_add)(0, where, (e * there).flatten(0, 1)).view_as(h)
+
+
+def _places(cfg: PastaConfig, frame: Frame, length: int) -> tuple[Tensor, Tensor]:
+    """`places` in the whole width of the stack: prompts in front and the architecture's padding have no slot."""
+
+    def make() -> tuple[Tensor, Tensor]:
         if frame.tokens is None:
             raise UnsupportedError("PASTA finds special tokens by their ids: pass input_ids, not inputs_embeds")
         # Compared with each number: a tensor of the ids would be a copy to the device in every forward.
@@ -89,9 +98,9 @@ def _slots(cfg: PastaConfig, frame: Frame, length: int) -> Tensor:
             slot = one_hot(so_far, cfg.slots)[:, -frame.length :]
         else:
             slot = one_hot(special, cfg.slots)
-        return torch.nn.functional.pad(slot, (0, 0, frame.width, length - frame.width - frame.length))
+        return places(torch.nn.functional.pad(slot, (0, 0, frame.width, length - frame.width - frame.length)))
 
-    return frame.once(f"slots {length}", make)
+    return frame.once(f"places {length}", make)
 
 
 def resolve(cfg: PastaConfig, dims: Dims) -> None:
@@ -116,10 +125,10 @@ def init(cfg: PastaConfig, site: Site, dims: Dims) -> dict[str, Tensor]:
 
 def edit(cfg: PastaConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """Before a block."""
-    slot, e = _slots(cfg, frame, y.shape[1]), p["shift"]
+    at, e = _places(cfg, frame, y.shape[1]), p["shift"]
     if frame.training and cfg.dropout:
-        return y + dropout(slot.to(e.dtype) @ e, cfg.dropout)
-    return shift_special(y, e, slot)
+        e = dropout(e.expand(len(y), -1, -1), cfg.dropout)
+    return shift_special(y, e, at, frame.fresh)
 
 
 METHOD = Method("pasta", PastaConfig, {Site.BLOCK_INPUT: edit}, init, remembers=True, resolve=resolve)

@@ -38,6 +38,7 @@ from torch.utils.checkpoint import checkpoint
 from attentune import scalar_attention
 from attentune.errors import ConfigError
 from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
+from attentune.products import add_product
 
 LONG = 512
 """From so many positions on, weights with dropout are made again for the backward pass instead of kept."""
@@ -84,9 +85,10 @@ def project(h: Tensor, norm_weight: Tensor, norm_bias: Tensor, p: Params) -> tup
     )
     bias = bias + torch.einsum("rsd,rd->rs", inner, norm_bias)
     inner = inner * norm_weight[:, None]
-    h = F.layer_norm(h, h.shape[-1:])
-    qkv = F.linear(h, inner[0]) if len(inner) == 1 else torch.bmm(h, inner.transpose(1, 2))
-    q, k, v = (qkv + bias[:, None]).chunk(3, -1)
+    x = F.layer_norm(h, h.shape[-1:]).reshape(len(inner), -1, h.shape[-1])
+    # A few rows times X^T: the library has faster kernels for it than for X times a few columns.
+    qkv = torch.baddbmm(bias[..., None], inner, x.transpose(1, 2)).transpose(1, 2)
+    q, k, v = qkv.reshape(*h.shape[:2], -1).contiguous().chunk(3, -1)
     return q, k, v
 
 
@@ -114,15 +116,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, frame: Frame, dropout: float) -> Ten
     return tiny_attention(q, k, v, allowed, dropout, plain)
 
 
-def widen(o: Tensor, p: Params) -> Tensor:
-    """O [B,T,a], out_weight [R,a,a], out_bias [R,a], up_weight [R,D,a], up_bias [R,D] -> [B,T,D]"""
-    w = p["up_weight"] @ p["out_weight"]
-    b = (p["up_weight"] @ p["out_bias"][..., None])[..., 0] + p["up_bias"]
-    return (F.linear(o, w[0]) if len(w) == 1 else torch.bmm(o, w.transpose(1, 2))) + b[:, None]
+def widen(o: Tensor, p: Params, y: Tensor, experts: int = 1, overwrite: bool = False) -> Tensor:
+    """Y [B,T,D] and what comes out of one of E experts, divided by E -> [B,T,D]; with `overwrite` y itself is lost
+
+    o [B,T,a], out_weight [R,a,a], out_bias [R,a], up_weight [R,D,a], up_bias [R,D]
+    """
+    inner = torch.cat([p["out_weight"].transpose(1, 2), p["out_bias"][:, None]], 1)
+    # [R,a+1,D]: two linear maps in a row and their biases are one, of o and a one beside it.
+    w = inner @ p["up_weight"].transpose(1, 2) + F.pad(p["up_bias"][:, None], (0, 0, inner.shape[-1], 0))
+    w = w / experts if experts > 1 else w
+    return add_product(y, F.pad(o, (0, 1), value=1.0).reshape(len(w), -1, w.shape[1]), w, overwrite)
 
 
-def delta(cfg: TinyAttentionConfig, p: Params, h: Tensor, frame: Frame, expert: int = 0) -> Tensor:
-    """What one expert adds.  h [B,T,D] -> [B,T,D]"""
+def add_delta(
+    cfg: TinyAttentionConfig, p: Params, h: Tensor, y: Tensor, frame: Frame, expert: int = 0, overwrite: bool = False
+) -> Tensor:
+    """Y and what one expert makes of h.  h, y [B,T,D] -> [B,T,D]; with `overwrite` y itself is lost"""
     one = {key: value[:, expert] for key, value in p.items()}
     q, k, v = project(h, one["norm_weight"], one["norm_bias"], one)
     split = [t.unflatten(-1, (cfg.heads, -1)).transpose(1, 2) for t in (q, k, v)]
@@ -130,7 +139,7 @@ def delta(cfg: TinyAttentionConfig, p: Params, h: Tensor, frame: Frame, expert: 
     keys, values = frame.recall(split[1], split[2])
     frame.here = here
     dropout = cfg.dropout if frame.training else 0.0
-    return widen(attend(split[0], keys, values, frame, dropout), one)
+    return widen(attend(split[0], keys, values, frame, dropout), one, y, cfg.experts, overwrite)
 
 
 def average_experts(p: Params) -> dict[str, Tensor]:
@@ -169,13 +178,15 @@ def init(cfg: TinyAttentionConfig, site: Site, dims: Dims) -> dict[str, Tensor]:
 
 def _in_sequence(cfg: TinyAttentionConfig, p: Params, y: Tensor, frame: Frame) -> Tensor:
     for expert in range(cfg.experts):
-        y = y + delta(cfg, p, y, frame, expert) / cfg.experts
+        y = add_delta(cfg, p, y, y, frame, expert, frame.fresh and not torch.is_grad_enabled())
     return y
 
 
 def _parallel(cfg: TinyAttentionConfig, p: Params, read: Tensor, y: Tensor, frame: Frame) -> Tensor:
     read = read.to(y.dtype)
-    return y + sum(delta(cfg, p, read, frame, expert) for expert in range(cfg.experts)) / cfg.experts
+    for expert in range(cfg.experts):
+        y = add_delta(cfg, p, read, y, frame, expert, frame.fresh)
+    return y
 
 
 def edit_input(cfg: TinyAttentionConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 FRESH = (nn.Linear, nn.LayerNorm)
-"""Hosts whose output is a tensor of its own, which nobody else holds."""
+"""Hosts whose output is a tensor of its own, which nobody else holds, not even for their gradients."""
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -151,9 +151,9 @@ class SiteLayer(AdapterLayer):
         if self._handle is not None:
             self._handle.remove()
 
-    def edit(self, group: Group, x: Any, y: Tensor, frame: Frame) -> Any:
-        """The method's edit for one group's rows. The only place where dtypes change: adapters may be float32 over a
-        bfloat16 base.
+    def edit(self, group: Group, x: Any, y: Tensor, frame: Frame, fresh: bool = False) -> Any:
+        """The method's edit for one group's rows; a `fresh` y may be lost. The only place where dtypes change: adapters
+        may be float32 over a bfloat16 base.
         """
         p = self.params(group)
         work = y.dtype
@@ -162,6 +162,7 @@ class SiteLayer(AdapterLayer):
         p = {key: value.to(work) for key, value in p.items()}
         x = x.to(work) if torch.is_tensor(x) and x.is_floating_point() else x
         frame.here = f"{self.method.name} {self.site} {self.index} {' '.join(group.names)}"
+        frame.fresh = fresh or y.dtype != work
         return self.method.edits[self.site](group.cfg, p, x, y.to(work), frame)
 
     def _run(self, x: Tensor, y: Tensor) -> Tensor:
@@ -181,14 +182,15 @@ class SiteLayer(AdapterLayer):
 
     def _edit_rows(self, group: Group, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
         view = self.stack.view(group, frame)
+        # Copying the whole batch costs more than many an edit. Parts of a fused projection are seen as views of it, and
+        # autograd wants those to stay.
+        fresh = isinstance(self._host[0], FRESH) and not (self.place.part[1] > 1 and torch.is_grad_enabled())
         if group.rows is None:
-            return self._edit_part(group, x, y, view)
-        part = self._edit_part(group, x.index_select(0, group.rows), y.index_select(0, group.rows), view)
-        # Copying the whole batch for some rows of it costs more than many an edit.
-        in_place = isinstance(self._host[0], FRESH) and not torch.is_grad_enabled()
-        return (y.index_copy_ if in_place else y.index_copy)(0, group.rows, part)
+            return self._edit_part(group, x, y, view, fresh)
+        part = self._edit_part(group, x.index_select(0, group.rows), y.index_select(0, group.rows), view, fresh=True)
+        return (y.index_copy_ if fresh else y.index_copy)(0, group.rows, part)
 
-    def _edit_part(self, group: Group, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
+    def _edit_part(self, group: Group, x: Tensor, y: Tensor, frame: Frame, fresh: bool) -> Tensor:
         i, n = self.place.part
         if n > 1:
             pieces = list(y.chunk(n, -1))
@@ -197,7 +199,7 @@ class SiteLayer(AdapterLayer):
         if self.place.residual:
             stream = frame.seen[Site(self.place.residual)] + y
             return y + (self.edit(group, x, stream, frame) - stream).to(y.dtype)
-        return self.edit(group, x, y, frame).to(y.dtype)
+        return self.edit(group, x, y, frame, fresh).to(y.dtype)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
