@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attentune.errors import UnsupportedError
 from attentune.heads import Heads
 from attentune.sites import AdapterLayer, Stack
-from attentune.sites.rows import BASE, RowRequest
+from attentune.sites.rows import RowRequest
 
 
 @contextmanager
@@ -98,7 +98,8 @@ class _HeadsByRow:
         lead: Tensor = args[0] if args else next(iter(kwargs.values()))
         names = self.request.per_row(len(lead))
         for name in dict.fromkeys(names):
-            head = wrapper.original_module if name == BASE else wrapper.modules_to_save[name]
+            saved = name in wrapper.modules_to_save  # One without the module has the model's own, as it has alone.
+            head = wrapper.modules_to_save[name] if saved else wrapper.original_module
             index = torch.tensor([i for i, n in enumerate(names) if n == name], device=lead.device)
             part = head(
                 *(a.index_select(0, index) for a in args), **{k: v.index_select(0, index) for k, v in kwargs.items()}

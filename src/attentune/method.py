@@ -155,6 +155,7 @@ class Frame:
     """[R] the rows of the whole batch that this frame shows; None: all."""
     batch: int = 0
     """B of the whole batch."""
+    device: torch.device | None = None
     doubts: list[Tensor] = field(default_factory=_no_doubts)
     """[R] each: what must hold for every row, and was not looked at while a graph was made."""
 
@@ -192,11 +193,15 @@ class Frame:
         """
         if self.odd_mask is not None:
             raise UnsupportedError(self.odd_mask)
-        if self.mask is None or self.mask.shape[1] == length:
-            return self.mask
-        if self.mask.shape[1] > length:
-            return self.mask[:, -length:]
-        return torch.nn.functional.pad(self.mask, (0, length - self.mask.shape[1]), value=False)
+        mask, there = self.mask, self.past + self.width + self.length
+        if mask is None and length > there:
+            rows = self.batch if self.rows is None else len(self.rows)
+            mask = torch.ones(rows, there, dtype=torch.bool, device=self.device)
+        if mask is None or mask.shape[1] == length:
+            return mask
+        if mask.shape[1] > length:
+            return mask[:, -length:]
+        return torch.nn.functional.pad(mask, (0, length - mask.shape[1]), value=False)
 
     def allowed(self, queries: Tensor, keys: Tensor) -> Tensor | None:
         """Which query may attend to which key, [R,1,Tq|1,Tk], or None: all to all.
@@ -283,9 +288,10 @@ class MethodConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # pyright: ignore[reportUnknownMemberType]
-        if type(self).method is None:
+        method = type(self).method
+        if method is None:
             raise ConfigError(f"{type(self).__name__} belongs to no registered method; call attentune.register first")
-        self.peft_type = peft_name(type(self).method)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        self.peft_type = peft_name(method)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
         if is_dataclass(self.head) and not isinstance(self.head, type):
             self.head = asdict(self.head)
         if isinstance(self.layers_to_transform, int):
@@ -295,6 +301,8 @@ class MethodConfig(PeftConfig):
             raise ConfigError(f"layers_to_transform is a list of blocks, counted from 0, found {blocks!r}")
         if self.layers_to_transform == []:
             raise ConfigError("layers_to_transform names no block; leave it out to edit all of them")
+        if (self.head or {}).get("pooling") == "prefix" and not method.prompt_length(self):
+            raise ConfigError(f"a head with pooling prefix reads a prompt row, and {method.name} has none as it is set")
         if self.init_weights not in (True, False, "paper"):
             raise ConfigError(f"init_weights is true, false or 'paper', not {self.init_weights!r}")
         dropout = getattr(self, "dropout", 0.0)

@@ -16,6 +16,7 @@ import torch
 from peft import set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import cast_adapter_dtype
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from attentune import store
@@ -89,28 +90,45 @@ class Adapted(nn.Module):
         """
         if name in self._configs:
             raise ConfigError(f"an adapter named {name!r} is loaded already; loaded are {sorted(self._configs)}")
+        active = self._active()
+        try:
+            self._inject(name, config, low_cpu_mem_usage)
+        except Exception:
+            self._take_off(name)
+            self.set_adapter(active)
+            raise
+        # Adapters are float32 over a backbone of half the precision, as those that peft makes.
+        cast_adapter_dtype(self.host, name)
+        self._configs[name] = config
+        self.host.__dict__["peft_config"] = dict(self._configs)
+        self.set_adapter(active or [name])
+
+    def _inject(self, name: str, config: MethodConfig, low_cpu_mem_usage: bool) -> None:
         method = type(config).method
         assert method is not None
-        tuner, active = self._tuners.get(method.name), self._active()
+        tuner = self._tuners.get(method.name)
         if tuner is None:
             kind: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]  # pyright: ignore[reportArgumentType]
             # A tuner that found the configs of other methods on the model would warn and take them for its own.
             self.host.__dict__.pop("peft_config", None)
-            tuner = kind(self.host, {name: config}, name, low_cpu_mem_usage=low_cpu_mem_usage)
-            self._tuners[method.name] = tuner
+            self._tuners[method.name] = kind(self.host, {name: config}, name, low_cpu_mem_usage=low_cpu_mem_usage)
         else:
             tuner.peft_config[name] = config
             # peft looks up what is active among the tuner's own adapters, and it may be another method's.
             tuner.active_adapter = name
-            try:
-                tuner.inject_adapter(self.host, name, low_cpu_mem_usage=low_cpu_mem_usage)
-            except Exception:
-                del tuner.peft_config[name]
-                self.set_adapter(active)
-                raise
-        self._configs[name] = config
+            tuner.inject_adapter(self.host, name, low_cpu_mem_usage=low_cpu_mem_usage)
+
+    def _take_off(self, name: str) -> None:
+        """Remove all that was put in of an adapter that did not come about."""
+        for layer in self.modules():
+            if isinstance(layer, AdapterLayer):
+                layer.set_adapter([n for n in layer.active_adapters if n != name])
+                layer.delete_adapter(name)
+            elif isinstance(layer, ModulesToSaveWrapper):
+                layer.delete_adapter(name, new_active_adapters=[])
+        for tuner in self._tuners.values():
+            tuner.peft_config.pop(name, None)
         self.host.__dict__["peft_config"] = dict(self._configs)
-        self.set_adapter(active or [name])
 
     def load_adapter(self, name: str, folder: str | Path) -> None:
         """Add a saved adapter: `adapter_config.json` and `adapter_model.safetensors`.
@@ -128,8 +146,6 @@ class Adapted(nn.Module):
         tensors, _ = store.tensors(folder)
         config.inference_mode = True
         self.add_adapter(name, config)
-        # Adapters are float32 over a backbone of half the precision, as those that peft makes.
-        cast_adapter_dtype(self.host, name)
         try:
             result = set_peft_model_state_dict(self.host, tensors, adapter_name=name)
             lost = [k for k in result.missing_keys if k.endswith(f".{name}")] + list(result.unexpected_keys)
@@ -167,9 +183,12 @@ class Adapted(nn.Module):
         unknown = sorted(set(names) - set(self._configs))
         if unknown:
             raise ConfigError(f"no adapters {unknown} are loaded; loaded are {sorted(self._configs)}")
+        frozen = all(self._configs[n].inference_mode for n in names)
         for layer in self.modules():
             if isinstance(layer, AdapterLayer):
-                layer.set_adapter(names, inference_mode=all(self._configs[n].inference_mode for n in names))
+                layer.set_adapter(names, inference_mode=frozen)
+            elif isinstance(layer, ModulesToSaveWrapper):
+                layer.set_adapter([n for n in names if n in layer.modules_to_save], inference_mode=frozen)
         for tuner in self._tuners.values():
             tuner.active_adapter = names
 

@@ -134,8 +134,11 @@ class SiteTuner(BaseTuner):
         dims = next(iter(self._dims.values()))
         active = adapter_name in self.active_adapters
         layer: HeadLayer = getattr(place, child)
+        before = {tensor: tensor.requires_grad for tensor in layer.parameters()}
         layer.add(adapter_name, cfg, dims.hidden, dims.words, cfg.inference_mode)
         layer.set_adapter(self.active_adapters, inference_mode=cfg.inference_mode or not active)
+        for tensor, trained in before.items():
+            tensor.requires_grad_(trained)
 
     @classmethod
     def _get_adapter_state_dict(
@@ -176,13 +179,15 @@ class SiteTuner(BaseTuner):
         Raises:
             UnsupportedError: the method has no merged form, or a projection has no bias to merge one into.
         """
-        before = [layer for layer in self._layers() if not layer.merged_adapters]
+        before = {layer: list(layer.merged_adapters) for layer in self._layers()}
         try:
             for layer in self._layers():
                 layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         except Exception:
-            for layer in before:
-                layer.unmerge()
+            for layer, names in before.items():
+                if layer.merged_adapters != names:
+                    layer.unmerge()
+                    layer.merge(adapter_names=names)
             raise
 
     def _unload_and_optionally_merge(

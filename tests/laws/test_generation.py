@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache, RobertaConfig, RobertaForCausalLM
 
 from attentune.errors import UnsupportedError
 from laws.cells import GENERATING, Form, adapted, add, generating
@@ -68,14 +69,14 @@ def test_mixed_rows_generate_what_each_does_alone(form: Form, kind: str, beams: 
 @pytest.mark.feature("cached")
 @pytest.mark.parametrize(("form", "kind"), DECODERS)
 def test_a_step_with_the_cache_equals_the_whole(form: Form, kind: str) -> None:
-    """Step by step without generate, with and without an attention mask."""
+    """Step by step without generate, with an attention mask and without, whoever makes the cache."""
     model, batch = adapted(form, kind), batch_of(kind, (9, 9))
     whole = answer(model, batch)
-    for masked in (True, False):
-        past, steps = None, list[Tensor]()
+    for masked, past, use in ((True, None, {"use_cache": True}), (False, None, {}), (False, DynamicCache(), {})):
+        steps: list[Tensor] = []
         for start, stop in ((0, 5), (5, 6), (6, 9)):
             mask = {"attention_mask": batch["attention_mask"][:, :stop]} if masked else {}
-            out = model(input_ids=batch["input_ids"][:, start:stop], past_key_values=past, use_cache=True, **mask)
+            out = model(input_ids=batch["input_ids"][:, start:stop], past_key_values=past, **use, **mask)
             past, steps = out.past_key_values, [*steps, out.logits]
         found = torch.cat(steps, 1)
         if form.method == "attempt":
@@ -90,3 +91,30 @@ def test_static_caches_are_refused(method: str) -> None:
     model = adapted(Form(method), "llama")
     with pytest.raises(UnsupportedError, match="DynamicCache"):
         tokens(model, "llama", cache_implementation="static")
+
+
+def test_static_caches_have_no_room_for_a_prompt_s_mask() -> None:
+    with pytest.raises(UnsupportedError, match=r"attention_mask is \[B,T\]"):
+        tokens(adapted(Form("attempt"), "llama"), "llama", cache_implementation="static")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
+def test_prefix_tuning_writes_the_same_with_a_static_cache(kind: str) -> None:
+    model = adapted(Form("prefix_propagation", (("mode", "tune"), ("length", 3))), kind)
+    assert torch.equal(tokens(model, kind, cache_implementation="static"), tokens(model, kind))
+
+
+@pytest.mark.parametrize("form", [Form("prefix_propagation", (("length", 3),)), Form("kernel_mix")])
+def test_positions_that_skip_padding_go_on_behind_the_cache(form: Form) -> None:
+    """RoBERTa counts positions from its padding token, also as a decoder."""
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=140, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=48, is_decoder=True,
+    )  # fmt: skip
+    model = adapted(form, "roberta", model=RobertaForCausalLM(config).eval())
+    batch = batch_of("roberta", (9, 9))["input_ids"]
+    first = model(input_ids=batch[:, :5], use_cache=True)
+    rest = model(input_ids=batch[:, 5:], past_key_values=first.past_key_values, use_cache=True)
+    found = torch.cat([first.logits, rest.logits], 1)
+    torch.testing.assert_close(found, model(input_ids=batch, use_cache=False).logits, atol=1e-5, rtol=1e-5)

@@ -46,6 +46,15 @@ def test_rows_mixed_equal_rows_alone(form: Form, kind: str) -> None:
         torch.testing.assert_close(mixed[row][keep], alone[0][keep], **TOLERANCE, msg=f"row {row} of {name}")
 
 
+@pytest.mark.parametrize("kind", ZOO)
+def test_no_mask_is_a_mask_of_ones(kind: str) -> None:
+    """Also where the architecture pads the text itself: Longformer to a multiple of its window."""
+    model, batch = adapted(Form("tiny_attention"), kind), batch_of(kind, (9, 9))
+    masked = answer(model, batch)
+    del batch["attention_mask"]
+    torch.testing.assert_close(answer(model, batch), masked, **TOLERANCE)
+
+
 @pytest.mark.feature("padded")
 @cells
 def test_padded_equals_unpadded_and_batch_equals_one_by_one(form: Form, kind: str) -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from laws.cells import Form, adapted, cells
+from laws.cells import CELLS, Form, adapted, add, cells
 from laws.matrix import APART, Says
-from laws.zoo import ZOO, answer, batch_of
+from laws.zoo import ZOO, answer, batch_of, rows_of
 
 
 def is_silent(form: Form, name: str) -> bool:
@@ -20,6 +20,12 @@ def is_silent(form: Form, name: str) -> bool:
     # One label's worth of softmax: with the values' map at a random start all are non-zero, but attention weights of
     # ATTEMPT go through a temperature that makes them nearly uniform; non-zero still.
     return bool(options.get("ignore_target")) and "target_prompts" in name
+
+
+def real(batch: dict[str, Tensor]) -> Tensor:
+    """[B,T] the positions of the answer that count."""
+    mask = batch["attention_mask"]
+    return torch.ones_like(batch["decoder_input_ids"]) if "decoder_input_ids" in batch else mask
 
 
 def gradients(model: Any, batch: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
@@ -51,6 +57,59 @@ def test_only_adapters_get_gradients_and_all_of_them(form: Form, kind: str) -> N
             answer(model, batch)
     for name, value in frozen.items():
         assert torch.equal(dict(model.named_parameters())[name], value)
+
+
+UNLIKE = ("bert", "deberta-v2", "modernbert", "longformer", "t5", "gpt2", "llama")
+"""Architectures whose blocks are built in different ways."""
+
+
+@pytest.mark.parametrize(("form", "kind"), [cell for cell in CELLS if cell.values[1] in UNLIKE])
+def test_gradients_of_mixed_rows_are_those_of_each_row_alone(form: Form, kind: str) -> None:
+    model, batch = adapted(form, kind), batch_of(kind, (9, 12, 7))
+    add(model, "other", form, 2)
+    model.base_model.set_requires_grad(["default", "other"], True)
+    names = ["other", "default", "__base__"]
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(answer(model, batch).shape, generator=generator) * real(batch)[..., None]
+
+    def found(rows: list[int]) -> dict[str, Tensor]:
+        model.zero_grad()
+        out = answer(model, rows_of(batch, rows), adapter_names=[names[row] for row in rows])
+        (out * weights[rows][:, : out.shape[1]]).sum().backward()
+        return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+    mixed, alone = found([0, 1, 2]), {**found([0]), **found([1])}
+    assert set(mixed) == set(alone)
+    for key, grad in mixed.items():
+        torch.testing.assert_close(grad, alone[key], atol=1e-4, rtol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("method", ["tiny_attention", "kernel_mix"])
+def test_checkpointed_blocks_run_again_with_the_batch_that_they_first_ran_with(method: str, kind: str) -> None:
+    """Two batches forward, with masks and adapters of their own, then both backward."""
+    batches = [batch_of(kind, (12, 7, 9), 1), batch_of(kind, (12, 10, 5), 2)]
+    names = [["default", "other", "default"], ["other", "default", "other"]]
+    found: list[dict[str, Tensor]] = []
+    for checkpointed in (False, True):
+        model = adapted(Form(method), kind, dropout=0.0)
+        add(model, "other", Form(method), 2, dropout=0.0)
+        model.base_model.set_requires_grad(["default", "other"], True)
+        if checkpointed:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+        for module in model.train().modules():
+            for field in ("p", "dropout_prob"):
+                if isinstance(getattr(module, field, None), float):
+                    setattr(module, field, 0.0)
+        options = {"use_cache": False} if ZOO[kind].causal else {}
+        outs = [answer(model, b, adapter_names=n, **options) for b, n in zip(batches, names, strict=True)]
+        (outs[0].square().sum() + 2 * outs[1].square().sum()).backward()
+        found.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
+    assert set(found[0]) == set(found[1])
+    for key, grad in found[0].items():
+        torch.testing.assert_close(found[1][key], grad, atol=1e-5, rtol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ZOO if kind != "mpnet"])

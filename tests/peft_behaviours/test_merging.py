@@ -5,6 +5,7 @@ import torch
 from peft import get_peft_model
 
 from attentune.errors import UnsupportedError
+from attentune.sites import SiteLayer
 
 from .kit import FORMS, MERGING, add, answer, base_of, batch_of, model_of, named, same, unchanged, wrap
 
@@ -77,6 +78,21 @@ def test_nan_and_safe_merge_leave_the_base_intact(form):
     assert torch.equal(answer(model, batch), before)
     model.merge_adapter(safe_merge=True)
     close(answer(model, batch), before)
+
+
+@merging
+def test_a_merge_that_fails_keeps_what_was_merged_before(form):
+    model = wrap(form)
+    torch.manual_seed(2)
+    model.add_adapter("other", form.config(init_weights=False))
+    model.merge_adapter(["default"])
+    merged = base_of(model)
+    bad = [p for key, p in model.named_parameters() if key.endswith("output_kernel_mix.head_b.other")][-1]
+    bad.data[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaNs detected in the merged weights"):
+        model.merge_adapter(["other"], safe_merge=True)
+    assert same(base_of(model), merged)
+    assert {tuple(m.merged_adapters) for m in model.modules() if isinstance(m, SiteLayer)} == {("default",)}
 
 
 @merging

@@ -86,9 +86,10 @@ class PrefixPropagationConfig(MethodConfig):
 def steer(h: Tensor, prefix: Tensor, start: int, scale: Tensor | None = None) -> Tensor:
     """h[:, start:start+m] * scale + prefix.  h [B,T,D], prefix, scale [R,m,D] -> [B,T,D]"""
     m = prefix.shape[1]
-    rows = h[:, start : start + m]
-    rows = rows + prefix if scale is None else rows * scale + prefix
-    return torch.cat([h[:, :start], rows, h[:, start + m :]], 1)
+    if scale is None:
+        at = torch.arange(start, start + m, device=h.device)
+        return h.index_add(1, at, prefix.expand(len(h), -1, -1))
+    return torch.cat([h[:, :start], h[:, start : start + m] * scale + prefix, h[:, start + m :]], 1)
 
 
 def kernel_weights(q: Tensor, k: Tensor, kind: str, lengthscale: float = 64.0, offset: Tensor | None = None) -> Tensor:

@@ -182,13 +182,18 @@ class SiteLayer(AdapterLayer):
 
     def _edit_rows(self, group: Group, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
         view = self.stack.view(group, frame)
-        # Copying the whole batch costs more than many an edit. Parts of a fused projection are seen as views of it, and
-        # autograd wants those to stay.
-        fresh = isinstance(self._host[0], FRESH) and not (self.place.part[1] > 1 and torch.is_grad_enabled())
+        fresh = self._is_fresh()
         if group.rows is None:
             return self._edit_part(group, x, y, view, fresh)
         part = self._edit_part(group, x.index_select(0, group.rows), y.index_select(0, group.rows), view, fresh=True)
         return (y.index_copy_ if fresh else y.index_copy)(0, group.rows, part)
+
+    def _is_fresh(self) -> bool:
+        """Whether an edit may write over y: copying the whole batch costs more than many an edit."""
+        leaves = self.site not in (Site.BLOCK_INPUT, Site.CONTEXT)
+        # Parts of a fused projection are seen as views of it, and autograd wants those to stay.
+        viewed = self.place.part[1] > 1 and torch.is_grad_enabled()
+        return leaves and isinstance(self._host[0], FRESH) and not viewed
 
     def _edit_part(self, group: Group, x: Tensor, y: Tensor, frame: Frame, fresh: bool) -> Tensor:
         i, n = self.place.part

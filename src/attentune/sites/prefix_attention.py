@@ -86,7 +86,8 @@ def _widen(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, columns
         if not causal and not mixed:
             return None
         mask = torch.ones(q, k, dtype=torch.bool, device=key.device)
-        mask = (mask.tril(k - q) if causal else mask)[None, None]
+        # From the top left, as transformers means it: keys of a static cache beyond the queries are not written yet.
+        mask = (mask.tril() if causal else mask)[None, None]
     front = columns[:, None, None, :].expand(len(columns), 1, mask.shape[2], -1)
     if mask.dtype != torch.bool:
         front = torch.zeros_like(front, dtype=mask.dtype).masked_fill(~front, torch.finfo(mask.dtype).min)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from attentune.anatomy import Anatomy
 from attentune.errors import UnsupportedError
 from attentune.method import Dims, Frame, Group, Site
-from attentune.sites import merge
+from attentune.sites import merge, replay
 from attentune.sites.fan import Fan, Joint
 from attentune.sites.layer import SiteLayer
 from attentune.sites.rows import RowRequest
@@ -164,6 +164,7 @@ class Stack(nn.Module):
         """Take every hook off."""
         for handle in self._handles:
             handle.remove()
+        replay.remove(self.host)
         self.frame = None
 
     def key_projection(self, index: int) -> tuple[Tensor, Tensor | None]:
@@ -244,7 +245,10 @@ class Stack(nn.Module):
             source=self._source(batch, length, lead.device),
             cache=cache,
             batch=batch,
+            device=lead.device,
         )
+        if host.training and torch.is_grad_enabled():
+            replay.install(self)
         changed = widen(self, self.frame, call)
         if self._encoder[0] is not None:
             changed = self._widen_cross_attention(self._encoder[0], call) or changed
@@ -256,7 +260,8 @@ class Stack(nn.Module):
             return None
         given: Any = call.get("past_key_values")
         remembers = [group.method.name for group in self.served(groups) if group.method.remembers]
-        if given is None and remembers and call.get("use_cache", getattr(self.config, "use_cache", False)):
+        use = call.get("use_cache")  # The models with a language head pass on None.
+        if given is None and remembers and (getattr(self.config, "use_cache", False) if use is None else use):
             checkpointed = self.host.training and getattr(self.host, "gradient_checkpointing", False)
             if not checkpointed:
                 given = DynamicCache(config=self.config)
@@ -268,6 +273,9 @@ class Stack(nn.Module):
             raise UnsupportedError(
                 f"{remembers[0]} keeps a memory beside the cache and needs a DynamicCache, not {type(own).__name__}"
             )
+        if remembers and own is not None:
+            # One without a config makes its layers as blocks ask for them, and the memory stands behind all of them.
+            own.layers.extend(DynamicLayer() for _ in range(self.anatomy.layers(self.config) - len(own.layers)))
         return own
 
     def _source(self, batch: int, length: int, device: torch.device) -> Tensor | None:

@@ -53,7 +53,7 @@ def widen(stack: Stack, frame: Frame, call: Call) -> bool:
     front = stack.front
     if front is None:
         return False
-    _check(stack, frame, call)
+    _check(stack, frame, front, call)
     if frame.width and embeds is not None:
         _put_in_front(frame, front, embeds, prompts, call)
     mask = _widen_mask(frame, front, call)
@@ -67,14 +67,22 @@ def widen(stack: Stack, frame: Frame, call: Call) -> bool:
 
 
 def leave(stack: Stack, frame: Frame, states: Tensor) -> Tensor:
-    """[B,W+T,D] -> [B,T,D]; position 0 is the first prompt row where the method pools it."""
+    """[B,W+T,D] -> [B,T,D]; the first real position is the first prompt row where the method pools it."""
     text = states[:, frame.width :]
     for _, group in stack.prompts(frame.groups):
         if group.method.pools_prompt(group.cfg):
-            first = states[:, frame.width - group.method.prompt_length(group.cfg)]
-            swapped = torch.cat([first[:, None], text[:, 1:]], 1)
+            prompt = states[:, frame.width - group.method.prompt_length(group.cfg)]
+            swapped = torch.where(_first(frame, text)[..., None], prompt[:, None], text)
             text = swapped if group.rows is None else text.index_copy(0, group.rows, swapped[group.rows])
     return text
+
+
+def _first(frame: Frame, text: Tensor) -> Tensor:
+    """[B|1,T] True at the first position of the text that is no padding."""
+    place = torch.arange(text.shape[1], device=text.device)
+    if frame.mask is None:
+        return (place == 0)[None]
+    return place == frame.mask[:, frame.width : frame.width + frame.length].int().argmax(1, keepdim=True)
 
 
 def _continued(frame: Frame) -> Front | None:
@@ -114,7 +122,9 @@ def _per_row(frame: Frame, numbers: list[tuple[Group, int]], device: torch.devic
     return per_row
 
 
-def _check(stack: Stack, frame: Frame, call: Call) -> None:
+def _check(stack: Stack, frame: Frame, front: Front, call: Call) -> None:
+    if frame.odd_mask is not None and front.columns.shape[1]:
+        raise UnsupportedError(frame.odd_mask)
     if not frame.width:
         return
     if stack.anatomy.global_mask and call.get("output_attentions"):
@@ -125,8 +135,6 @@ def _check(stack: Stack, frame: Frame, call: Call) -> None:
             f"{frame.length} tokens and {frame.width} prompt rows need {asked} positions; {stack.config.model_type} "
             f"has {limit}, so the longest text is {limit - frame.width}"
         )
-    if frame.odd_mask is not None:
-        raise UnsupportedError(frame.odd_mask)
     mask = call.get("attention_mask")
     if mask is not None and stack.anatomy.by_index:
         frame.require(
@@ -201,13 +209,13 @@ def _text_positions(stack: Stack, frame: Frame, front: Front, mask: Tensor | Non
     given, length, device = call.get("position_ids"), frame.length, front.columns.device
     if given is not None:
         return given + front.shift
+    past = max(frame.past - front.columns.shape[1], 0)
     if stack.anatomy.positions == "padding":
         pad = stack.anatomy.pad(stack.config)
         if frame.tokens is None:
-            return torch.arange(length, device=device)[None] + pad + 1 + front.shift
+            return torch.arange(past, past + length, device=device)[None] + pad + 1 + front.shift
         real = frame.tokens != pad
-        return torch.where(real, real.cumsum(1) + pad + front.shift, pad)
-    past = max(frame.past - front.columns.shape[1], 0)
+        return torch.where(real, real.cumsum(1) + past + pad + front.shift, pad)
     index = torch.arange(past, past + length, device=device)[None]
     if mask is not None:
         # Counted from the first real token, so that padding on the left is exact; a row that nothing stands in front of

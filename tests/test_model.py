@@ -1,0 +1,119 @@
+"""TaskModel and LanguageModel: adapters come and go, and each keeps what is its own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from laws.zoo import batch_of, model_of
+from peft import get_peft_model
+from transformers import BertConfig, BertForSequenceClassification
+
+from attentune import (
+    AttemptConfig,
+    ConfigError,
+    HeadConfig,
+    KernelMixConfig,
+    PastaConfig,
+    PrefixPropagationConfig,
+    TaskModel,
+    TinyAttentionConfig,
+)
+from attentune.model import LanguageModel
+
+
+def head(**more: Any) -> Any:
+    return {"kind": "sequence", "num_labels": 3, **more}
+
+
+def trained(model: Any) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_second_adapter_leaves_the_first_one_s_head_trained(trainable: bool, tmp_path: Path) -> None:
+    model = get_peft_model(TaskModel(model_of("bert")), PastaConfig(head=head()))
+    model.save_pretrained(tmp_path)
+    before = trained(model)
+    assert any("out_weight" in name for name in before)
+    model.add_adapter("added", PastaConfig(head=head(num_labels=2)))
+    assert trained(model) == before
+    model.load_adapter(str(tmp_path), "loaded", is_trainable=trainable)
+    assert {name for name in trained(model) if not name.endswith(".loaded")} == before
+    assert any(name.endswith("out_weight.loaded") for name in trained(model)) == trainable
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (lambda: KernelMixConfig(head=head(), layers_to_transform=[9]), "layers_to_transform"),
+        (lambda: AttemptConfig(head=head(num_labels=0), length=3), "at least one label"),
+        (lambda: PastaConfig(head=head(num_labels=0)), "at least one label"),
+    ],
+    ids=["of another method", "with a head that cannot be", "of the same method"],
+)
+def test_an_adapter_that_cannot_be_added_leaves_no_trace(config: Any, said: str) -> None:
+    model: Any = TaskModel(model_of("bert")).eval()
+    model.add_adapter("first", PastaConfig(head=head(), init_weights=False))
+    expected = model(**batch_of("bert")).logits
+    with pytest.raises(ConfigError, match=said):
+        model.add_adapter("second", config())
+    assert set(model.peft_config) == {"first"}
+    assert torch.equal(model(**batch_of("bert")).logits, expected)
+    assert not [name for name, _ in model.named_parameters() if "second" in name]
+    model.add_adapter("second", PastaConfig(head=head(), init_weights=False))
+    model.set_adapter("second")
+    assert not torch.equal(model(**batch_of("bert")).logits, expected)
+
+
+def test_adapters_over_half_precision_are_float32() -> None:
+    model = TaskModel(model_of("bert").to(torch.bfloat16))
+    model.add_adapter("one", PastaConfig(head=head()))
+    assert {p.dtype for name, p in model.named_parameters() if "pasta" in name} == {torch.float32}
+
+
+def test_a_saved_module_goes_with_its_adapter() -> None:
+    model: Any = LanguageModel(model_of("llama")).eval()
+    model.add_adapter("own", TinyAttentionConfig(modules_to_save=["lm_head"]))
+    for name, p in model.named_parameters():
+        if "modules_to_save.own" in name:
+            p.data.normal_()
+    batch = batch_of("llama")
+    expected = model(**batch).logits
+    model.add_adapter("without", TinyAttentionConfig())
+    assert torch.equal(model(**batch).logits, expected)
+    model.set_adapter("without")
+    torch.testing.assert_close(model(**batch).logits, model_of("llama")(**batch).logits)
+    model.set_adapter("own")
+    assert torch.equal(model(**batch).logits, expected)
+
+
+def test_a_row_whose_adapter_saved_no_head_has_the_model_s_own() -> None:
+    config = BertConfig(
+        vocab_size=140, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+    )
+    torch.manual_seed(0)
+    base = BertForSequenceClassification(config)
+    model = get_peft_model(base, PastaConfig(init_weights=False, modules_to_save=["classifier"]))
+    model.add_adapter("without", PastaConfig(init_weights=False))
+    batch = batch_of("bert")
+    mixed = model.eval()(**batch, adapter_names=["default", "without", "default"]).logits
+    for row, name in enumerate(["default", "without", "default"]):
+        model.set_adapter(name)
+        torch.testing.assert_close(mixed[row], model.eval()(**batch).logits[row])
+
+
+def test_pooling_the_prompt_needs_one() -> None:
+    with pytest.raises(ConfigError, match="pasta has none"):
+        PastaConfig(head=HeadConfig("sequence", 2, pooling="prefix"))
+    with pytest.raises(ConfigError, match="prefix_propagation has none as it is set"):
+        PrefixPropagationConfig(mode="tune", head=HeadConfig("sequence", 2, pooling="prefix"))
+
+
+@pytest.mark.parametrize("pool", ["text", "prefix"])
+def test_padding_on_the_left_changes_no_pooled_state(pool: str) -> None:
+    config = PrefixPropagationConfig(length=3, pool=pool, init_weights=False, head=head())
+    torch.manual_seed(1)
+    model = get_peft_model(TaskModel(model_of("roberta")), config).eval()
+    right, left = (model(**batch_of("roberta", side=side)).logits for side in ("right", "left"))
+    torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
