@@ -13,7 +13,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    return x * (1 / (1 - p)) * kept(x.shape, p)
+    # As bytes: torch makes numbers of them four times as fast as of flags.
+    return x * (1 / (1 - p)) * kept(x.shape, p).view(torch.uint8)
 
 
 def kept(shape: Size, p: float) -> Tensor:

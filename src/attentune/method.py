@@ -150,7 +150,7 @@ class Frame:
     here: str = ""
     """Which site is running: the key of its memory."""
     fresh: bool = False
-    """Nobody else holds the y of the running edit, which may write into it."""
+    """Nobody else holds the y of the running edit, which may write into it; never where gradients are wanted."""
     rows: Tensor | None = None
     """[R] the rows of the whole batch that this frame shows; None: all."""
     batch: int = 0

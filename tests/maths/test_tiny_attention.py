@@ -180,8 +180,7 @@ def test_structures(seed, structure, experts, how):
         ]
         close(edits[site](cfg, p, y, y, frame), slow)
         frame.fresh = True
-        with torch.no_grad():
-            close(edits[site](cfg, p, y, y.clone(), frame), slow)
+        close(edits[site](cfg, p, y, y.clone(), frame), slow)
 
 
 @pytest.mark.parametrize("how", ROWS)

@@ -27,7 +27,7 @@ from torch import Tensor
 from attentune.dropout import dropout
 from attentune.errors import ConfigError
 from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
-from attentune.products import add_product
+from attentune.products import add_product, narrow
 
 
 @dataclass
@@ -118,14 +118,6 @@ def add(y: Tensor, changes: Sequence[Change], bias: Tensor | None, overwrite: bo
     if not inner:
         return y
     return add_product(y, _joined(inner).transpose(1, 2), _joined(outer), overwrite)
-
-
-def narrow(x: Tensor, a: Tensor) -> Tensor:
-    """X [B,T,i], a [R,r,i] -> [R,r,T], or [1,r,B*T] for one adapter.
-
-    A few rows times X^T: the library has faster kernels for it than for X times a few columns.
-    """
-    return torch.bmm(a, x.reshape(len(a), -1, x.shape[-1]).transpose(1, 2))
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -38,7 +38,7 @@ from torch.utils.checkpoint import checkpoint
 from attentune import scalar_attention
 from attentune.errors import ConfigError
 from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
-from attentune.products import add_product
+from attentune.products import add_product, narrow
 
 LONG = 512
 """From so many positions on, weights with dropout are made again for the backward pass instead of kept."""
@@ -85,10 +85,9 @@ def project(h: Tensor, norm_weight: Tensor, norm_bias: Tensor, p: Params) -> tup
     )
     bias = bias + torch.einsum("rsd,rd->rs", inner, norm_bias)
     inner = inner * norm_weight[:, None]
-    x = F.layer_norm(h, h.shape[-1:]).reshape(len(inner), -1, h.shape[-1])
-    # A few rows times X^T: the library has faster kernels for it than for X times a few columns.
-    qkv = torch.baddbmm(bias[..., None], inner, x.transpose(1, 2)).transpose(1, 2)
-    q, k, v = qkv.reshape(*h.shape[:2], -1).contiguous().chunk(3, -1)
+    qkv = narrow(F.layer_norm(h, h.shape[-1:]), inner) + bias[..., None]
+    # Contiguous: PyTorch's fast attention wants the numbers of one position side by side.
+    q, k, v = qkv.transpose(1, 2).reshape(*h.shape[:2], -1).contiguous().chunk(3, -1)
     return q, k, v
 
 
@@ -178,7 +177,7 @@ def init(cfg: TinyAttentionConfig, site: Site, dims: Dims) -> dict[str, Tensor]:
 
 def _in_sequence(cfg: TinyAttentionConfig, p: Params, y: Tensor, frame: Frame) -> Tensor:
     for expert in range(cfg.experts):
-        y = add_delta(cfg, p, y, y, frame, expert, frame.fresh and not torch.is_grad_enabled())
+        y = add_delta(cfg, p, y, y, frame, expert, frame.fresh)
     return y
 
 

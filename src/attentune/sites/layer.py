@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 FRESH = (nn.Linear, nn.LayerNorm)
-"""Hosts whose output is a tensor of its own, which nobody else holds, not even for their gradients."""
+"""Hosts whose output is a tensor of its own, which nobody else holds."""
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -162,7 +162,7 @@ class SiteLayer(AdapterLayer):
         p = {key: value.to(work) for key, value in p.items()}
         x = x.to(work) if torch.is_tensor(x) and x.is_floating_point() else x
         frame.here = f"{self.method.name} {self.site} {self.index} {' '.join(group.names)}"
-        frame.fresh = fresh or y.dtype != work
+        frame.fresh = (fresh or y.dtype != work) and not torch.is_grad_enabled()
         return self.method.edits[self.site](group.cfg, p, x, y.to(work), frame)
 
     def _run(self, x: Tensor, y: Tensor) -> Tensor:
@@ -189,11 +189,12 @@ class SiteLayer(AdapterLayer):
         return (y.index_copy_ if fresh else y.index_copy)(0, group.rows, part)
 
     def _is_fresh(self) -> bool:
-        """Whether an edit may write over y: copying the whole batch costs more than many an edit."""
+        """Whether y is the host's own output, so that an edit may write over it: copying the batch costs more than many
+        an edit.
+        """
         leaves = self.site not in (Site.BLOCK_INPUT, Site.CONTEXT)
-        # Parts of a fused projection are seen as views of it, and autograd wants those to stay.
-        viewed = self.place.part[1] > 1 and torch.is_grad_enabled()
-        return leaves and isinstance(self._host[0], FRESH) and not viewed
+        # With gradients, autograd would copy more than is saved, as the output of a Linear is a view to it.
+        return leaves and isinstance(self._host[0], FRESH) and not torch.is_grad_enabled()
 
     def _edit_part(self, group: Group, x: Tensor, y: Tensor, frame: Frame, fresh: bool) -> Tensor:
         i, n = self.place.part
