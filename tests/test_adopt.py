@@ -8,6 +8,7 @@ import torch
 from laws.zoo import batch_of, model_of
 from peft import EvaConfig, IA3Config, LoraConfig, get_peft_model
 from serving.kit import adapter
+from test_train import rows_of
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -19,6 +20,7 @@ from attentune.backbones import load_backbone
 from attentune.cli import main
 from attentune.errors import AttentuneError, ConfigError, UnsupportedError
 from attentune.serving import Bank
+from attentune.training.recalibrate import recalibrate
 
 LABELS = ["one", "two", "three"]
 
@@ -91,6 +93,16 @@ def test_adopted_ones_share_batches_with_other_methods(tmp_path: Path) -> None:
     assert alone is not None
     torch.testing.assert_close(mixed[0], alone[0], atol=1e-5, rtol=1e-5)
     assert not mixed[1].allclose(alone[1])
+
+
+def test_an_adopted_one_is_calibrated(tiny_bert: Path, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2)
+    lora(model, tmp_path / "lora", target_modules=["query"], task_type="SEQ_CLS")
+    folder = adopt(tmp_path / "lora", tmp_path / "ours", ["neg", "pos"], str(tiny_bert))
+    found = recalibrate(folder, rows_of("classification", 40), tmp_path / "calibrated")
+    assert found.card.calibration.rows == 40
+    assert found.metrics["run"] == {"validation_rows": 40}
 
 
 def test_what_cannot_be_adopted_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,6 +217,30 @@ def test_predict_with_several_adapters(tone: Path, tmp_path: Path, capsys: pytes
     assert re.search(r"tone: \w+ \(0\.\d+\); again: \w+", capsys.readouterr().out)
 
 
+def test_a_task_may_be_named_as_a_part_of_an_answer(
+    tone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = "label value labels choice answer text spans attention abstained out_of_scope prediction_set interval"
+    tasks = [part for name in names.split() for part in ("--task", f"{name}={tone}")]
+    assert run("predict", *tasks, "good film") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.findall(r"(\w+): (?:pos|neg) \(0\.\d+\)", shown) == names.split()
+    rows = write_rows(tmp_path / "rows.jsonl", [{"task": "label", "text": "rain"}])
+    assert run("predict", *tasks, "--file", rows) == 0
+    assert re.search(r"rain +(pos|neg) \(0\.\d+\)", capsys.readouterr().out)
+
+
+def test_a_mark_of_byte_order_is_no_part_of_a_text(
+    tone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b'\xef\xbb\xbf{"text": "good film"}\nrain\n'
+    (tmp_path / "texts.txt").write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+    for more in (("--file", tmp_path / "texts.txt"), ()):
+        assert run("predict", tone, *more) == 0
+        assert re.search(r"^good film +\w+ \(.*\n^rain ", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("methods") == 0
     shown = capsys.readouterr().out

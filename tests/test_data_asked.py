@@ -117,6 +117,17 @@ def test_tables(tmp_path: Path) -> None:
     assert load_rows(tmp_path / "train.csv", data.columns, data.kind)[0]["answers"] == [{"text": "Paris", "start": 9}]
 
 
+def test_another_form_of_the_answers_is_guessed() -> None:
+    columns = choose(["context", "question", "answers", "answer_start"], kind="question_answering")
+    assert columns.start == "answer_start"
+    assert load_rows([ANSWERED], columns, "question_answering") == [CHECKED]
+    own = Columns(("what", "where"), "answers", start="answer_start")
+    row = {"what": "?", "where": "in Paris", "question": "x", "context": "y", "answers": "Paris", "start": 3}
+    assert load_rows([row], own, "question_answering")[0] == {
+        "question": "?", "context": "in Paris", "answers": [{"text": "Paris", "start": 3}],
+    }  # fmt: skip
+
+
 def bad(rows: Any, match: str, **options: Any) -> None:
     with pytest.raises(DataError, match=re.escape(match)) as caught:
         load_data(rows, **options)

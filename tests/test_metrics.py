@@ -1,11 +1,13 @@
 """Each score against a count by hand or against the definition written as a loop."""
 
 import math
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 
 from attentune.errors import ConfigError, DataError
 from attentune.evaluation import metrics
@@ -44,6 +46,20 @@ def test_multilabel_by_hand() -> None:
     assert got["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert got["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert got["exact_match"] == pytest.approx(1 / 3)
+
+
+def test_one_label_is_no_pair_of_classes() -> None:
+    got = metrics.score("multilabel", [[1], [0], [0], [0]], [[1], [1], [0], [0]])
+    assert got == {"micro_f1": pytest.approx(2 / 3), "macro_f1": pytest.approx(2 / 3), "exact_match": 0.75}
+    assert metrics.score("multilabel", [[0]], [[0]]) == {"micro_f1": 0.0, "macro_f1": 0.0, "exact_match": 1.0}
+
+
+@given(st.lists(st.tuples(*[st.booleans()] * 6), min_size=2, max_size=9))
+def test_multilabel_equals_sklearn(rows: list[tuple[bool, ...]]) -> None:
+    p, r = np.array(rows, dtype=int)[:, :3], np.array(rows, dtype=int)[:, 3:]
+    got = metrics.score("multilabel", p.tolist(), r.tolist())
+    for average in ("micro", "macro"):
+        assert got[f"{average}_f1"] == pytest.approx(f1_score(r, p, average=average, zero_division=cast("Any", 0)))
 
 
 @given(st.lists(st.tuples(st.integers(-50, 50), st.integers(-50, 50)), min_size=3, max_size=30))

@@ -3,16 +3,21 @@
 import json
 import re
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from byte_tokens import byte_tokenizer
+from serving.kit import adapter
 from test_train import QUICK, rows_of
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model
 
 import attentune
+from attentune.backbones import load_backbone
 from attentune.batches import in_batches, logits_by_row, logits_by_sequence
 from attentune.errors import ConfigError, DataError, StoreError
 from attentune.predict import load_many, predict_many
@@ -74,6 +79,21 @@ def test_each_row_its_own_task(folders: dict[str, Path]) -> None:
     assert kinds == "spans label answer label value choice label labels answer choice".split()
     assert len(mixed[5]["probabilities"]) == 3
     assert near(predict_many(predictor, inputs, tasks, batch_size=2), mixed)
+
+
+def test_threads_share_an_adapter(folders: dict[str, Path]) -> None:
+    """Batches of one shape, whose special tokens and padding stand elsewhere."""
+    adapter = attentune.load(single(folders)["tone"])
+    texts = [[words * short, "sun " * 40] for short, words in ((1, "good "), (30, "bad "))]
+    wanted = [adapter.predict(some) for some in texts]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(adapter.predict, texts * 60))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(near(answer, wanted[i % 2]) for i, answer in enumerate(found))
 
 
 def test_predictions_are_repeatable_bit_for_bit(folders: dict[str, Path]) -> None:
@@ -146,6 +166,39 @@ def test_wrong_calls(folders: dict[str, Path]) -> None:
         predict_many({}, ["a"])
     with pytest.raises(DataError, match="wanted a list of inputs"):
         predict_many(tone.predictor, "a text")
+
+
+def test_a_text_without_tokens(tmp_path: Path) -> None:
+    """Where the tokenizer adds none of its own, alone and among others."""
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "base")
+    shape = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    GPT2Model(shape).save_pretrained(tmp_path / "base")
+    base = str(tmp_path / "base")
+    one = attentune.load(adapter(load_backbone(base), tmp_path / "one", "kernel_mix", pooling="last"), base)
+    for texts in ([""], ["", "good film"]):
+        with pytest.raises(DataError, match="wanted a text of at least one token, found an empty one"):
+            one.predict(texts)
+
+
+def test_words_in_one_cell_are_those_of_training(folders: dict[str, Path]) -> None:
+    names = attentune.load(folders["names"])
+    (answer,) = names.predict([{"tokens": "Anna's river, Paris!"}])
+    assert answer["words"] == ["Anna's", "river,", "Paris!"]
+    (answer,) = names.predict([{"text": "Anna's river, Paris!"}])
+    assert answer["words"] == ["Anna's", "river", ",", "Paris", "!"]
+    with pytest.raises(DataError, match="wants a text or a list of words"):
+        names.predict([{"tokens": " "}])
+
+
+def test_rows_out_of_scope_alone_cannot_be_judged(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = rows_of("classification", 16)
+    strange = [{"text": "who lives in the city ?", "label": "other"}] * 3
+    data = {"train": rows, "validation": [*rows, *strange]}
+    options: dict[str, Any] = {**QUICK, "epochs": 1, "out_of_scope": "other"}
+    made = train(data, "pasta", tmp_path / "a", str(tiny_bert), **options)
+    with pytest.raises(DataError, match="every row is of the out-of-scope class 'other'; others are needed"):
+        attentune.load(made.folder).evaluate(strange)
 
 
 def test_truncation_is_flagged(folders: dict[str, Path]) -> None:

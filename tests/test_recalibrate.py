@@ -15,6 +15,7 @@ import attentune
 from attentune import store
 from attentune.errors import DataError, UnsupportedError
 from attentune.training.recalibrate import recalibrate
+from attentune.training.seeds import train_seeds
 from attentune.training.sources.edit import with_sources
 from attentune.training.train import train
 
@@ -80,6 +81,18 @@ def test_an_edited_adapter_is_calibrated_again(mixing: Path, tmp_path: Path) -> 
     tensors = (load_file(folder / store.WEIGHTS) for folder in (lean.folder, mixing))
     assert next(tensors).keys() == next(tensors).keys()
     assert set(adapter.metrics["run"]) >= {"sources_removed", "validation_rows"}
+
+
+def test_no_figures_of_the_old_rows_are_left(tiny_bert: Path, mixing: Path, tmp_path: Path) -> None:  # noqa: F811
+    rows = rows_of("classification", 12)
+    options: dict[str, Any] = {**QUICK, "epochs": 1, "seeds": 2}
+    made = train_seeds(rows, "pasta", tmp_path / "seeds", str(tiny_bert), **options)
+    assert "mean over 2 seeds" in (made.folder / store.README).read_text()
+    found = recalibrate(made.folder, rows, tmp_path / "a")
+    assert "seeds" not in found.metrics
+    assert "mean over" not in (found.folder / store.README).read_text()
+    assert "attention" in store.read(mixing).metrics
+    assert "attention" not in recalibrate(mixing, rows, tmp_path / "b").metrics
 
 
 def test_rows_that_cannot_calibrate(mixing: Path, tmp_path: Path) -> None:  # noqa: F811

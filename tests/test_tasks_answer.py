@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from byte_tokens import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -67,6 +68,23 @@ def test_targets_mark_every_window_that_holds_the_answer(tokenizer: PreTrainedTo
 
 
 WORDS = ["the", "rain", "Anna", "ticket", "q", "unseen", "9", "?", "x,", "\u200b", "日本", "é"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 18), st.integers(0, 90), st.integers(0, 6), st.integers(9, 30))
+def test_windows_are_counted_before_they_are_made(
+    tiny_bert: Path, asked: int, told: int, stride: int, length: int
+) -> None:
+    tokenizer = BertTokenizer.from_pretrained(tiny_bert)
+    row = {"question": "sun " * asked, "context": "unseen " * told}
+    task = QuestionAnswering(stride=stride)
+    if asked > length - 3 - stride - 1:
+        assert task.windows(tokenizer, [row], length) == [1]
+        with pytest.raises(DataError, match=f"has {asked} tokens"):
+            task.encode(tokenizer, [row], length)
+        return
+    rows = [row, {**row, "context": "rain"}]
+    assert task.windows(tokenizer, rows, length) == [len(f.sequences) for f in task.encode(tokenizer, rows, length)]
 
 
 @settings(deadline=None, max_examples=60)
@@ -167,6 +185,23 @@ def test_best_answer_by_hand(tokenizer: PreTrainedTokenizerBase) -> None:
     (flat,) = TASK.decode([z], [features], temperature=4.0)
     assert flat["answer"] == "Anna"
     assert flat["score"] < answer["score"]
+
+
+def test_an_answer_does_not_begin_with_the_space_of_its_token() -> None:
+    row = {"question": "q", "context": "in  Paris\n a"}
+    (features,) = TASK.encode(byte_tokenizer("i|n", "P|a", "Pa|r", "Par|i", "Pari|s", "Ġ|Paris"), [row], 40)
+    assert isinstance(features, Windows)
+    assert features.offsets[1:] == ((0, 2), (2, 3), (3, 9), (9, 10), (10, 11), (11, 12))
+    z = np.full((7, 2), -9.0)
+    z[2, 0] = z[3] = 4.0
+    (answer,) = TASK.decode([z], [features])
+    assert (answer["answer"], answer["start"], answer["end"]) == ("Paris", 4, 9)
+    found = TASK.candidates(z, features)
+    at = found.spans.tolist().index([4, 9])
+    assert found.scores[at] == pytest.approx(8.0 + math.log(2))  # with the space before it and without, one passage
+    assert [10, 11] not in found.spans.tolist()
+    (blank,) = TASK.encode(byte_tokenizer(), [{"question": "q", "context": "\n "}], 40)
+    assert TASK.decode([np.zeros((3, 2))], [blank])[0]["no_answer"] == 1.0
 
 
 def test_no_answer_against_a_threshold(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from byte_tokens import byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
@@ -64,6 +65,11 @@ def test_words_that_are_cut_off_count_as_outside(tokenizer: PreTrainedTokenizerB
         ("don't e-mail a@b.com!", ["don't", "e-mail", "a@b.com", "!"]),
         ("Élan 日本 x", ["Élan", "日本", "x"]),
         ("  ", []),
+        ("cafe\u0301-cre\u0300me U\u0308.S.", ["cafe\u0301-cre\u0300me", "U\u0308.S."]),
+        ("हिन्दी ไม่มี, தமிழ்!", ["हिन्दी", "ไม่มี", ",", "தமிழ்", "!"]),
+        ("نمی\u200cدید ok\u200d", ["نمی\u200cدید", "ok\u200d"]),
+        ("I \u2764\ufe0f it 1\ufe0f\u20e3.", ["I", "\u2764\ufe0f", "it", "1\ufe0f\u20e3", "."]),
+        ("\u0301a", ["\u0301", "a"]),
     ],
 )
 def test_words_of_plain_text(text: str, words: list[str]) -> None:
@@ -78,6 +84,45 @@ def test_tokens_that_count_the_space_before_a_word() -> None:
     assert [w.position for w in align(words, [(0, 0), (0, 1), (1, 2), (2, 4), (0, 0)])] == [1, 3]
     assert [w.position for w in align(words, [(0, 2), (2, 3), (3, 4)])] == [0, 2]
     assert [w.position for w in align(words, [(0, 2)])] == [0, None]
+
+
+def test_words_that_share_a_token() -> None:
+    words = byte_tokenizer(".|.", "..|.", '.|"', "C|+", "C+|+", over_words=True)
+    (features,) = TASK.encode(words, [{"text": 'so... a." C++'}], 40)
+    assert [w.text for w in features.words] == ["so", ".", ".", ".", "a", ".", '"', "C", "+", "+"]
+    assert [w.position for w in features.words] == [0, 2, 2, 2, 4, 5, 5, 7, 7, 7]
+    z = logits_of([0, 0, 0, 0, 0, 0, 0, 1])
+    (answer,) = TASK.decode([z], [features], 20.0)
+    assert [(s["text"], s["start"], s["end"]) for s in answer["spans"]] == [("C + +", 10, 13)]
+    assert answer["tags"][-3:] == ["B-LOC", "I-LOC", "I-LOC"]
+    assert not features.truncated
+    sure = 1 / (1 + 3 * np.exp(-50 / 20))
+    assert answer["score"] == pytest.approx(sure**5)  # a token is judged once: so ... a ." C++
+
+
+def test_the_first_word_of_a_token_is_its_target() -> None:
+    row = {"tokens": ["a", "b", "c"], "tags": ["B-LOC", "I-LOC", "B-PER"]}
+    (features,) = TASK.encode(byte_tokenizer("a|Ġ", "aĠ|b", over_words=True), [row], 40)
+    assert [w.position for w in features.words] == [0, 0, 2]
+    assert features.target == [1, -100, 3]
+    z = logits_of([1, None, 3])
+    events = TASK.events([z], [features])
+    assert events is not None
+    assert (len(events[0]), events[1].tolist()) == (2, [1, 3])
+    (answer,) = TASK.decode([z], [features])
+    assert TASK.is_right(answer, row)
+
+
+@pytest.mark.parametrize(("length", "cut"), [(5, False), (40, False), (4, True)])
+def test_signs_that_the_tokenizer_drops_are_not_cut_off(
+    tokenizer: PreTrainedTokenizerBase, length: int, cut: bool
+) -> None:
+    (features,) = TASK.encode(tokenizer, [{"text": "Anna \u200b visits Paris \u200b"}], length)
+    assert [w.position for w in features.words] == [1, None, 2, None if cut else 3, None]
+    assert features.truncated == cut
+    (answer,) = TASK.decode([logits_of([None, 3, 0, 1, None])], [features])
+    assert answer["tags"] == ["B-PER", "O", "O", "O" if cut else "B-LOC", "O"]
+    assert answer["score"] == pytest.approx(0.0 if cut else 1.0)
 
 
 TAGS = st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y"]), max_size=12)

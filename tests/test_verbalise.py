@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from byte_tokens import byte_tokenizer
 from laws.zoo import ZOO, batch_of
 from safetensors.torch import load_file
 from test_train import QUICK, rows_of
@@ -78,6 +79,20 @@ def test_long_texts_are_cut_and_the_gap_stays(tokenizer: Any) -> None:
     assert (long.truncated, short.truncated) == (True, False)
     with pytest.raises(ConfigError, match="the template alone does not fit into max_length 4"):
         task.encode(tokenizer, rows, 4)
+
+
+@pytest.mark.parametrize("texts", [("日本日本日本", "東京"), ("a 👩‍👧 b 👩‍👧", "日"), ("good  ", "é" * 9)])
+def test_a_cut_inside_of_a_character_takes_it_whole(texts: tuple[str, str]) -> None:
+    task, row = Cloze(("a", "b"), True, "{text}?{mask}{text_pair}"), {"text": texts[0], "text_pair": texts[1]}
+    tokenizer = byte_tokenizer()
+    whole = len(task.encode(tokenizer, [row], 99)[0])
+    for length in range(3, whole):
+        (found,) = task.encode(tokenizer, [row], length)
+        text, _, pair = tokenizer.decode(found.sequences[0]["input_ids"]).partition("?<mask>")
+        assert len(found) <= length
+        assert found.truncated
+        assert texts[0].startswith(text)
+        assert texts[1].startswith(pair)
 
 
 def test_what_cannot_be_a_template(tokenizer: Any) -> None:

@@ -82,7 +82,8 @@ def predict_command(
             show.as_json(answer)
         return
     columns = {name for card in predictor.cards.values() for name in (*card.columns.inputs, *card.columns.choices)}
-    rows = [(_short(item, columns), _summary(answer)) for item, answer in zip(inputs, answers, strict=True)]
+    told = _summary if names is not None else _by_task
+    rows = [(_short(item, columns), told(answer)) for item, answer in zip(inputs, answers, strict=True)]
     show.table(["input", "answer"], rows)
 
 
@@ -165,10 +166,10 @@ def _inputs(texts: list[str], file: Path | None, form: Form) -> list[Any]:
         return [texts[i : i + 2] for i in range(0, len(texts), 2)]
     if file is None:
         if isinstance(sys.stdin, TextIOWrapper):
-            sys.stdin.reconfigure(encoding="utf-8", errors=MARKED)
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors=MARKED)
         return from_lines(sys.stdin, form)
     if file.suffix == ".txt":
-        with file.open(encoding="utf-8", errors=MARKED) as lines:
+        with file.open(encoding="utf-8-sig", errors=MARKED) as lines:
             return from_lines(lines, form)
     from attentune.tasks.sources import read
 
@@ -209,8 +210,13 @@ def _short(item: Any, columns: Collection[str], limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def _by_task(answers: dict[str, dict[str, Any]]) -> str:
+    """{task: answer} in one line for people."""
+    return "; ".join(f"{task}: {_summary(answer)}" for task, answer in answers.items())
+
+
 def _summary(answer: dict[str, Any]) -> str:
-    """One line for people."""
+    """An answer in one line for people."""
     if "attention" in answer:
         weights = sorted(answer["attention"].items(), key=lambda item: -item[1])
         rest = {key: value for key, value in answer.items() if key != "attention"}
@@ -238,8 +244,6 @@ def _told(answer: dict[str, Any]) -> str:
         return f"{answer['choice']} ({answer['score']:.3f})"
     if "answer" in answer:
         return f"{answer['answer'] or '(no answer)'} ({answer['score']:.3f})"
-    if isinstance(answer.get("text"), str):
+    if "text" in answer:
         return answer["text"]
-    if "spans" in answer:
-        return ", ".join(f"{span['text']} [{span['label']}]" for span in answer["spans"]) or "(none)"
-    return "; ".join(f"{task}: {_summary(part)}" for task, part in answer.items())
+    return ", ".join(f"{span['text']} [{span['label']}]" for span in answer["spans"]) or "(none)"

@@ -7,8 +7,8 @@ from attentune.evaluation.metrics import Scores
 from attentune.predict.predictor import Job, Predictor
 from attentune.store import Stored
 from attentune.tasks import Answer
-from attentune.tasks.data import load_rows
-from attentune.tasks.inputs import Input, unlabelled
+from attentune.tasks.data import load_rows, parted
+from attentune.tasks.inputs import Input
 from attentune.tasks.rows import check_known
 from attentune.tasks.sources import Source
 
@@ -60,10 +60,8 @@ class Adapter:
         """
         card = self.card
         check_wishes(card.task, card.calibration, abstain_at, None)
-        given = load_rows(data, card.columns, card.task.kind, split)
         strange = card.calibration.scope.label if card.calibration.scope else None
-        rows = [row for row in given if strange is None or row["label"] != strange]
-        outside = [unlabelled(row) for row in given if strange is not None and row["label"] == strange]
+        rows, outside = parted(load_rows(data, card.columns, card.task.kind, split), strange)
         check_known(rows, card.task.kind, card.task.labels, split or "the data's")
         features = card.task.encode(self.predictor.tokenizer, [*rows, *outside], card.max_length)
         logits = self.predictor.logits([Job(f, self.name) for f in features], batch_size)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from threading import RLock
 from typing import Any, cast
 
 import torch
@@ -32,7 +33,10 @@ class Job:
 
 
 class Predictor:
-    """One frozen backbone with the adapters of any number of tasks; `writer` has those of the tasks that write."""
+    """One frozen backbone with the adapters of any number of tasks; `writer` has those of the tasks that write.
+
+    Threads may share one: they take turns, as a batch in flight lives on the model.
+    """
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class Predictor:
         self.tokenizer = tokenizer
         self.cards = dict(cards)
         self._names = {task: f"task{i}" for i, task in enumerate(self.cards)}
+        self._running = RLock()
 
     def predict(
         self,
@@ -83,9 +88,10 @@ class Predictor:
         for task, columns in names.items():
             at = [i for i, job in enumerate(jobs) if job.task == task]
             features, host = [jobs[i].features for i in at], self._host(task)
-            weights = prompt_weights(
-                host, self.tokenizer, self.cards[task].task, features, batch_size, self._names[task]
-            )
+            with self._running:
+                weights = prompt_weights(
+                    host, self.tokenizer, self.cards[task].task, features, batch_size, self._names[task]
+                )
             found |= {i: dict(zip(columns, map(float, w), strict=True)) for i, w in zip(at, weights, strict=True)}
         return [found[i] for i in range(len(jobs))]
 
@@ -110,7 +116,9 @@ class Predictor:
             at = [i for i, name in enumerate(tasks) if name == task]
             card = self.card(task)
             rows = [as_row(inputs[i], card, f"input {i + 1}") for i in at]
-            for i, features in zip(at, card.task.encode(self.tokenizer, rows, card.max_length), strict=True):
+            with self._running:  # A tokenizer keeps how far it cuts texts.
+                encoded = card.task.encode(self.tokenizer, rows, card.max_length)
+            for i, features in zip(at, encoded, strict=True):
                 jobs[i] = Job(features, task)
         return cast("list[Job]", jobs)
 
@@ -136,7 +144,8 @@ class Predictor:
         for way in dict.fromkeys(ways):
             at = [i for i, other in enumerate(ways) if other == way]
             run = self._classify if way is None else self._write
-            found.update(zip(at, run([pieces[i] for i in at]), strict=True))
+            with self._running:
+                found.update(zip(at, run([pieces[i] for i in at]), strict=True))
         return [found[i] for i in range(len(pieces))]
 
     def _classify(self, pieces: Sequence[tuple[Inputs, str]]) -> list[Logits]:

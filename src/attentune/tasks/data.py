@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from attentune.errors import ConfigError, DataError
 from attentune.tasks import asked, written
 from attentune.tasks.columns import KINDS, Columns, choose, guess_kind
+from attentune.tasks.inputs import unlabelled
 from attentune.tasks.rows import OPEN, check_known, check_rows, classes_of
 from attentune.tasks.sources import Raw, Row, Source, read
 
@@ -116,6 +117,8 @@ def load_rows(
     columns = _of_split(columns, names, kind)
     if columns.label is None or not {*columns.inputs, *columns.choices, columns.label} <= set(names):
         columns = choose(names, kind=kind)
+    elif columns.start not in (None, *names):
+        columns = choose(names, columns.inputs, columns.label, kind=kind)
     return check_rows(raw[name].rows, columns, kind, name)
 
 
@@ -193,6 +196,18 @@ def set_apart(splits: dict[str, list[Row]], kind: str, label: str) -> tuple[dict
             f"no training or validation row is of the out-of-scope class {label!r}, so none can choose the threshold"
         )
     return inside, outside
+
+
+def parted(rows: Sequence[Row], label: str | None) -> tuple[list[Row], list[Row]]:
+    """Labelled rows -> those to judge, and those of the out-of-scope class `label`, if there is one, without it.
+
+    Raises:
+        DataError: none is to judge.
+    """
+    inside = [row for row in rows if label is None or row["label"] != label]
+    if not inside:
+        raise DataError(f"every row is of the out-of-scope class {label!r}; others are needed")
+    return inside, [unlabelled(row) for row in rows if label is not None and row["label"] == label]
 
 
 def split_off(rows: list[Row], kind: str, share: float, seed: int) -> tuple[list[Row], list[Row]]:

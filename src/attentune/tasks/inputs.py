@@ -82,7 +82,9 @@ def _from_columns(row: Mapping[str, Any], task: Task, columns: Columns, where: s
     names = next((names for names in (columns.inputs, plain, ("text",)) if all(n in row for n in names)), None)
     if names is None or (names == ("text",) and task.pair):
         raise DataError(f"{where}: wanted {' + '.join(columns.inputs)}, found {', '.join(row) or 'nothing'}")
-    return row[names[0]] if len(names) == 1 else [row[name] for name in names]
+    value = row[names[0]] if len(names) == 1 else [row[name] for name in names]
+    # A column of words may be a text with spaces between them, as in training; `text` is plain text.
+    return value.split() if task.kind == "tagging" and names != ("text",) and isinstance(value, str) else value
 
 
 def _asked(item: Any, task: Task, columns: Columns, name: str, where: str) -> Row:

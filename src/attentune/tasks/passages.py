@@ -1,6 +1,7 @@
 """A context in windows of tokens: where a passage of its characters is, and what all its passages score."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -14,6 +15,8 @@ Places = NDArray[np.int64]
 Scores = NDArray[np.float64]
 Offset = tuple[int, int] | None
 """The characters [start, end) of a token; None where it is not of the context."""
+SIGN = re.compile(r"\S")
+"""Where the text of a passage can begin: some tokenizers count the space before a word to its token."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,15 @@ class Candidates:
 
 
 def candidates(z: Logits, features: Windows, longest: int, unanswerable: bool) -> Candidates:
-    """Logits [L,2] of start and end -> all passages of at most `longest` tokens in one window."""
+    """Logits [L,2] of start and end -> all passages of at most `longest` tokens in one window, but for empty ones."""
     window, firsts = features.places()
     scores, first, last = passages(z, window, longest)
-    starts, ends = (np.array([-1 if offset is None else offset[i] for offset in features.offsets]) for i in (0, 1))
+    found = [None if offset is None else SIGN.search(features.context, offset[0]) for offset in features.offsets]
+    starts = np.array([len(features.context) if sign is None else sign.start() for sign in found])
+    ends = np.array([-1 if offset is None else offset[1] for offset in features.offsets])
     spans = np.stack([starts[first], ends[last]], -1)
+    has_signs = spans[:, 0] < spans[:, 1]
+    spans, scores = spans[has_signs], scores[has_signs]
     order = np.lexsort(spans.T)
     spans, scores = spans[order], scores[order]
     begin = np.flatnonzero(np.append(True, (spans[1:] != spans[:-1]).any(-1))[: len(spans)])

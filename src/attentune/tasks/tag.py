@@ -6,6 +6,7 @@ spaces, and a span can always be cut out of the text.
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -23,8 +24,13 @@ from attentune.evaluation.probabilities import softmax
 from attentune.tasks.sources import Row
 from attentune.tasks.task import IGNORED, Answer, Events, Features, Head, Inputs, Logits, Task, Word, full, padded
 
-WORD = re.compile(r"(?:[^\W\d_]\.){2,}|\w+(?:[-.,:'’&@/]\w+)*|\S")
-"""A word of plain text: an abbreviation with dots, letters and digits with inner marks, or one other sign."""
+WORD = re.compile(r"(?:(?:[^\W\d_]\u0301*\.){2,}|\w[\w\u0301]*(?:[-.,:'’&@/]\w[\w\u0301]*)*|\S)\u0301*")
+"""A word of plain text: an abbreviation with dots, letters and digits with inner punctuation, or one other sign.
+
+The acute accent U+0301 stands for all that combines with the sign before it; `_plain` puts it there.
+"""
+JOINERS = "\u200c\u200d"
+"""They combine, and are no marks to Unicode."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,8 @@ class Tagging(Task):
     """One tag a word. Answers: `spans` (`text`, `label`, `start`, `end`, `score`); for lists of words also `tags`.
 
     `start` and `end` count characters of the text, or of the words joined by one space. A span's `score` is the mean
-    probability of its words' tags; the answer's `score` is the probability that every tag is right, as if words were
-    independent. Tags without B- and I- (parts of speech) make every word a span, but for O.
+    probability of its words' tags; the answer's `score` is the probability that every tag is right, as if tokens were
+    independent: 0 where words are cut off. Tags without B- and I- (parts of speech) make every word a span, but for O.
     """
 
     kind: ClassVar[str] = "tagging"
@@ -44,7 +50,7 @@ class Tagging(Task):
 
     @property
     def outside(self) -> str:
-        """The tag of words that no token stands for (cut off): O, or the first tag where there is no O."""
+        """The tag of words that no token stands for: O, or the first tag where there is no O."""
         return "O" if "O" in self.labels else self.labels[0]
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> list[Features]:
@@ -57,20 +63,23 @@ class Tagging(Task):
         encoded = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True, verbose=False)
         offsets: list[list[tuple[int, int]]] = encoded.pop("offset_mapping")
         return [
-            self._features(row, {name: list(encoded[name][i]) for name in encoded}, offsets[i], max_length)
+            self._features(
+                row, {name: list(encoded[name][i]) for name in encoded}, offsets[i], bool(encoded[i].overflowing)
+            )
             for i, row in enumerate(rows)
         ]
 
-    def _features(self, row: Row, inputs: Inputs, offsets: Sequence[tuple[int, int]], max_length: int) -> Features:
+    def _features(self, row: Row, inputs: Inputs, offsets: Sequence[tuple[int, int]], more: bool) -> Features:
+        """The features of a row; whether its text has `more` tokens than were read."""
         words = align(word_spans(row), offsets)
         target = None
         if "tags" in row:
             target = [IGNORED] * len(offsets)
             for word, tag in zip(words, row["tags"], strict=True):
-                if word.position is not None:
+                if word.position is not None and target[word.position] == IGNORED:
                     target[word.position] = self.labels.index(tag)
         read = max((end for _, end in offsets), default=0)
-        cut = len(offsets) >= max_length and bool(words) and words[-1].end > read
+        cut = more and bool(words) and words[-1].end > read
         return Features((inputs,), target, truncated=cut, words=words)
 
     def target_tensor(self, targets: Sequence[list[int]], length: int) -> Tensor:
@@ -89,23 +98,34 @@ class Tagging(Task):
     def _answer(self, p: Logits, features: Features) -> Answer:
         tags: list[str] = []
         scores: list[float] = []
+        read: dict[int, float] = {}
         for word in features.words:
             best = None if word.position is None else int(p[word.position].argmax())
-            tags.append(self.outside if best is None else self.labels[best])
+            tag = self.outside if best is None else self.labels[best]
+            tags.append(self._carried_on(tag) if word.position in read else tag)
             scores.append(0.0 if best is None else float(p[word.position, best]))
+            if word.position is not None:
+                read[word.position] = scores[-1]
+        cut_off = features.truncated and features.words[-1].position is None
         spans = [_span(features.words[a:b], name, scores[a:b]) for a, b, name in spans_of(tags, self.labels)]
         words = [word.text for word in features.words]
         return {
             "spans": spans,
             "words": words,
             "tags": tags,
-            "score": float(np.prod(scores)),
+            "score": 0.0 if cut_off else float(np.prod(list(read.values()))),
             "truncated": features.truncated,
         }
 
+    def _carried_on(self, tag: str) -> str:
+        """The tag of a further word of a token: a span that the token begins goes on."""
+        inside = f"I-{tag[2:]}"
+        return inside if tag.startswith("B-") and inside in self.labels else tag
+
     def events(self, logits: Sequence[Logits], features: Sequence[Features]) -> Events | None:
-        """Logits [N,C] and tag numbers [N] of the N words that a token stands for."""
-        read = [(i, word.position) for i, f in enumerate(features) for word in f.words if word.position is not None]
+        """Logits [N,C] and tag numbers [N] of the N tokens that stand for words."""
+        each = ((i, word.position) for i, f in enumerate(features) for word in f.words if word.position is not None)
+        read = list(dict.fromkeys(each))
         if not read:
             return None
         return np.stack([logits[i][t] for i, t in read]), np.array([features[i].target[t] for i, t in read])
@@ -131,7 +151,8 @@ class Tagging(Task):
 def word_spans(row: Row) -> list[tuple[str, int, int]]:
     """The words of a row with their characters [start, end) in its text."""
     if "tokens" not in row:
-        return [(m.group(), m.start(), m.end()) for m in WORD.finditer(row["text"])]
+        text = row["text"]
+        return [(text[slice(*m.span())], *m.span()) for m in WORD.finditer(_plain(text))]
     spans: list[tuple[str, int, int]] = []
     start = 0
     for token in row["tokens"]:
@@ -140,21 +161,30 @@ def word_spans(row: Row) -> list[tuple[str, int, int]]:
     return spans
 
 
+def _plain(text: str) -> str:
+    """The text with one accent for every character that combines with the one before it; as long as before."""
+    if text.isascii():
+        return text
+    marks = [c for c in set(text) if c in JOINERS or unicodedata.category(c).startswith("M")]
+    return text.translate(dict.fromkeys(map(ord, marks), "\u0301"))
+
+
 def align(words: Sequence[tuple[str, int, int]], offsets: Sequence[tuple[int, int]]) -> tuple[Word, ...]:
     """Words and the characters [start, end) of T tokens -> words with the position of their first token.
 
-    A token belongs to the word of its last character, as some tokenizers count the space before a word to its token.
-    Special tokens are empty, [n, n), and belong to no word.
+    A token belongs to every word that it has a character of. Special tokens are empty, [n, n), and belong to no word.
     """
     first: dict[int, int] = {}
     word = 0
     for position, (start, end) in enumerate(offsets):
         if end <= start:
             continue
-        while word < len(words) and words[word][2] < end:
+        while word < len(words) and words[word][2] <= start:
             word += 1
-        if word < len(words) and words[word][1] < end:
-            first.setdefault(word, position)
+        for held in range(word, len(words)):
+            if words[held][1] >= end:
+                break
+            first.setdefault(held, position)
     return tuple(Word(text, start, end, first.get(i)) for i, (text, start, end) in enumerate(words))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from attentune.errors import ConfigError, UnsupportedError
+from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.evaluation.metrics import MAIN, Scores
 from attentune.tasks.sources import Row
 
@@ -34,12 +34,22 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Features:
-    """One row for the model: its sequences; the target of a labelled row; the words of a tagged row."""
+    """One row for the model: its sequences; the target of a labelled row; the words of a tagged row.
+
+    Raises:
+        DataError: a sequence has no token, for its text is empty and the tokenizer adds none of its own.
+    """
 
     sequences: tuple[Inputs, ...]
     target: Any = None
     truncated: bool = False
     words: tuple["Word", ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(sequence["input_ids"] for sequence in self.sequences):
+            raise DataError(
+                "wanted a text of at least one token, found an empty one; this tokenizer adds none of its own"
+            )
 
     def __len__(self) -> int:
         return sum(len(sequence["input_ids"]) for sequence in self.sequences)
@@ -47,7 +57,10 @@ class Features:
 
 @dataclass(frozen=True)
 class Word:
-    """One word of a row: where it stands in the text, and at which position its first token is (None: cut off)."""
+    """One word of a row: where it stands in the text, and at which position its first token is.
+
+    Words may share a token. None: it has no token, as it was cut off or the tokenizer drops its signs.
+    """
 
     text: str
     start: int

@@ -146,4 +146,12 @@ def _shortened(
     for _ in range(excess):
         longest = max(kept, key=lambda name: kept[name])
         kept[longest] -= 1
-    return {name: text[: offsets[name][kept[name] - 1][1]] if kept[name] else "" for name, text in texts.items()}
+    return {name: _beginning(text, offsets[name], kept[name]) for name, text in texts.items()}
+
+
+def _beginning(text: str, offsets: Sequence[tuple[int, int]], kept: int) -> str:
+    """The text of the first `kept` of its tokens, shorter than the text where that is not all of them."""
+    if kept == len(offsets):
+        return text
+    # Tokens may be parts of one character and end where the next ones do; it goes as a whole.
+    return text[: min(offsets[kept - 1][1], offsets[kept][0], len(text) - 1)] if kept else ""

@@ -12,15 +12,14 @@ from attentune.errors import DataError, UnsupportedError
 from attentune.predict import Job, load
 from attentune.store import Stored
 from attentune.tasks import Data
-from attentune.tasks.data import load_rows
+from attentune.tasks.data import load_rows, parted
 from attentune.tasks.generate import Generation
-from attentune.tasks.inputs import unlabelled
 from attentune.tasks.rows import check_known
 from attentune.tasks.sources import Source
 from attentune.training.recipe import TaskOptions, parse_recipe
 from attentune.training.train import certified, measured
 
-RESULTS = {"validation", "test", "baseline", "intervals", "calibration", "reliability"}
+RESULTS = {"validation", "test", "baseline", "intervals", "calibration", "reliability", "seeds", "attention"}
 """Keys of metrics.json that depend on the rows or on the calibration."""
 
 
@@ -44,21 +43,18 @@ def recalibrate(
     """
     store.check_writable(output)
     stored = store.read(folder)
-    card, options = stored.card, parse_recipe(stored.recipe).task if stored.recipe else TaskOptions()
+    # An adopted adapter was not trained: its recipe is a comment.
+    trained = any(line.strip() and not line.startswith("#") for line in stored.recipe.splitlines())
+    card, options = stored.card, parse_recipe(stored.recipe).task if trained else TaskOptions()
     if isinstance(card.task, Generation):
         raise UnsupportedError(f"{card.task.kind} states no probabilities, so that there is nothing to calibrate")
     kind, strange = card.task.kind, options.out_of_scope
-    given = load_rows(data, card.columns, kind, split, usual=("validation",))
-    rows = [row for row in given if strange is None or row["label"] != strange]
-    outside = [row for row in given if strange is not None and row["label"] == strange]
-    if not rows:
-        raise DataError(f"every row is of the out-of-scope class {strange!r}; others are needed")
+    rows, outside = parted(load_rows(data, card.columns, kind, split, usual=("validation",)), strange)
     if strange is not None and not outside and options.false_alarms is None:
         raise DataError(f"no row is of the out-of-scope class {strange!r}, so none can choose the threshold")
     check_known(rows, kind, card.task.labels, split or "the data's")
     adapter = load(stored.folder, backbone)
-    every = [*rows, *map(unlabelled, outside)]
-    features = card.task.encode(adapter.predictor.tokenizer, every, card.max_length)
+    features = card.task.encode(adapter.predictor.tokenizer, [*rows, *outside], card.max_length)
     logits = adapter.predictor.logits([Job(f, adapter.name) for f in features], batch_size)
     found = {"validation": logits[: len(rows)], "outside validation": logits[len(rows) :]}
     judged_rows = Data(kind, card.columns, card.task.labels, [], rows)
