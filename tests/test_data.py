@@ -66,6 +66,33 @@ def test_tsv_with_quotes_that_are_text(tmp_path: Path) -> None:
     assert {row["text"] for row in data.train + data.validation} == {'"Open quote', "plain", 'another" one'}
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "row"),
+    [
+        ("d.csv", "text,label\ngood,pos,\nbad,neg,\n", 1),
+        ("d.csv", 'text,label\n\n"good, film",pos\n\nbad, film,neg\n', 2),
+        ("d.tsv", 'text\tlabel\n"open quote\tpos\tx\nbad\tneg\tx\n', 1),
+    ],
+)
+def test_a_row_with_a_cell_too_many_is_refused(tmp_path: Path, name: str, content: str, row: int) -> None:
+    (tmp_path / name).write_text(content)
+    bad(
+        tmp_path / name,
+        f"{name}, row {row} has 3 cells, wanted 2 (text, label); quote texts that hold the delimiter",
+    )
+
+
+def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "index.csv").write_text(",text,label\n0,good film,pos\n1,bad film,neg\n")
+    (tmp_path / "empty.csv").write_text("text,label,,\ngood film,pos,,\nbad film,neg,,\n")
+    for name in ("index.csv", "empty.csv"):
+        data = load_data(tmp_path / name)
+        assert data.columns == Columns(("text",), "label")
+        assert data.labels == ("neg", "pos")
+    (tmp_path / "none.csv").write_text(",,\n1,2,3\n")
+    bad(tmp_path / "none.csv", "wanted a line of column names and at least one row")
+
+
 def test_a_cell_may_be_a_whole_document(tmp_path: Path) -> None:
     limit = csv.field_size_limit(131_072)
     try:
@@ -159,6 +186,30 @@ def test_columns_are_named() -> None:
         choose(["a", "b", "c"], inputs=["a", "b", "c"])
 
 
+@pytest.mark.parametrize(
+    ("names", "label", "inputs"),
+    [
+        (["question", "answer"], "answer", ("question",)),
+        (["message", "reply"], "reply", ("message",)),
+        (["text", "title"], "text", ("title",)),
+        (["tokens", "text", "ner_tags"], "ner_tags", ("tokens",)),
+    ],
+)
+def test_what_is_learned_is_not_read(names: list[str], label: str, inputs: tuple[str, ...]) -> None:
+    assert choose(names, label=label) == Columns(inputs, label)
+
+
+def test_a_column_is_not_both_read_and_learned() -> None:
+    with pytest.raises(DataError, match="column 'b' cannot be both read and learned; the columns are a, b, c"):
+        choose(["a", "b", "c"], inputs=["a", "b"], label="b")
+    with pytest.raises(DataError, match="column 'b' cannot be both read and learned"):
+        choose(["text", "a", "b"], label="b", kind="multiple_choice", choices=["a", "b"])
+    with pytest.raises(DataError, match="no other column looks like text; the columns are text"):
+        choose(["text"], label="text")
+    with pytest.raises(DataError, match="no columns look like a question and its context"):
+        choose(["question", "text"], label="text", kind="question_answering")
+
+
 def rows_with(labels: list[Any], name: str = "label") -> list[dict[str, Any]]:
     return [{"text": f"text {i}", name: label} for i, label in enumerate(labels)]
 
@@ -169,6 +220,7 @@ def rows_with(labels: list[Any], name: str = "label") -> list[dict[str, Any]]:
         (["b", "a", "b"], "classification", ("a", "b")),
         ([10, 2, 10], "classification", ("2", "10")),
         (["10", "-2", "10"], "classification", ("-2", "10")),
+        (["1", "01", "001", "0001", "0", "-0", "00"], "classification", ("-0", "0", "00", "0001", "001", "01", "1")),
         (["②", "①", "②"], "classification", ("①", "②")),  # digits, which int() does not read
         (["--10", "-2", "-2"], "classification", ("--10", "-2")),
         ([True, False, True], "classification", ("false", "true")),

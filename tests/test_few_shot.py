@@ -181,6 +181,17 @@ def test_finished_seeds_are_not_trained_again(tiny_bert: Path, tmp_path: Path) -
         train_seeds(MANY, "pasta", tmp_path / "c", str(tiny_bert), seeds=0)
 
 
+def test_events_of_every_run_are_kept(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard", reason="no tensorboard")
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    options: dict[str, Any] = {**QUICK, "epochs": 1, "shots": 8, "report_to": ["tensorboard"], "seeds": 2}
+    for count in range(1, 4):
+        train_seeds(MANY, "pasta", tmp_path / "a", str(tiny_bert), **options)
+        for seed in (0, 1):
+            assert len([*(tmp_path / "a.tensorboard" / f"seed-{seed}").rglob("events.*")]) == count
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a.tensorboard"}
+
+
 def test_command(tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_rows(tmp_path / "rows.jsonl", MANY["train"])
     settings = ("--shots", 8, "--seeds", 2, "--set", "epochs=1", "--set", "max_length=24", "--backbone", tiny_bert)

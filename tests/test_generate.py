@@ -134,6 +134,26 @@ def test_the_seed_of_the_lowest_loss_is_kept(writers: dict[str, Path], tmp_path:
     assert found.metrics["seeds"]["kept"] == losses.index(min(losses))
 
 
+def test_a_loss_that_was_not_finite_is_not_the_lowest(writers: dict[str, Path], tmp_path: Path) -> None:
+    """Of a finished seed, after a kill: no evaluation gave a number, or the second one alone."""
+    options: dict[str, Any] = {**QUICK, "epochs": 2, "metric": "loss", "num_beams": 1, "biases": False, "seeds": 2}
+    given = (pairs(24), "kernel_mix", tmp_path / "a", str(writers["gpt2"]))
+
+    def killed(line: str) -> None:
+        if line == "seed 1":
+            raise KeyboardInterrupt
+
+    for losses, kept in (((None, None), 1), ((None, 0.0), 0)):
+        with pytest.raises(KeyboardInterrupt):
+            train_seeds(*given, report=killed, **options)
+        log = tmp_path / "a.seeds" / "0" / "a" / "log.jsonl"
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        for line, loss in zip(lines, losses, strict=True):
+            line["validation"]["loss"] = loss
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert train_seeds(*given, resume=True, **options).metrics["seeds"]["kept"] == kept
+
+
 ROW = {"text": "anna ben", "label": ["then anna went"]}
 
 

@@ -106,6 +106,32 @@ def test_together_is_each_alone(quiet: dict[str, Path], tmp_path: Path, method: 
         same(results[name].folder, alone.folder)
 
 
+@pytest.mark.parametrize("method", ["pasta", "kernel_mix"])
+def test_mixed_precision_is_that_of_each_alone(tiny_bert: Path, tmp_path: Path, method: str) -> None:
+    """In steps taken together, too, every map of the backbone is in bfloat16; results differ by its rounding."""
+    where = tmp_path / "bert"
+    AutoModel.from_pretrained(tiny_bert, **QUIET).save_pretrained(where)
+    BertTokenizer.from_pretrained(tiny_bert).save_pretrained(where)
+    data = {f"{kind}{i}": data_of(kind, 8 + 9 * i, i) for i, kind in enumerate(("classification", "tagging"))}
+    options: dict[str, Any] = {**undropped(method), "epochs": 1, "batch_size": 4, "precision": "bfloat16"}
+    seen: list[torch.dtype] = []
+
+    def look(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, torch.nn.Linear) and torch.is_grad_enabled():
+            seen.append(output.dtype)
+
+    with torch.nn.modules.module.register_module_forward_hook(look):
+        results = train_many(data, tmp_path / "all", str(where), method=method, **options)
+    assert results.failed == {}
+    assert set(seen) == {torch.bfloat16}
+    for name, one in data.items():
+        alone = train(one, method, tmp_path / "one" / name, str(where), **options)
+        a, b = (load_file(folder / store.WEIGHTS) for folder in (results[name].folder, alone.folder))
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert (value - b[key]).norm() <= 0.01 * b[key].norm(), key
+
+
 def test_every_kind_and_the_rhythm_of_each(quiet: dict[str, Path], tmp_path: Path) -> None:
     """Three at a time; steps of two batches that do not fall together; each ends when its own patience does."""
     where = str(quiet["bert"])

@@ -91,6 +91,17 @@ def test_pairs_are_surer_than_two_intervals() -> None:
     assert (one - other).estimate().value == pytest.approx(0.05)
 
 
+def test_runs_are_paired_by_their_seeds() -> None:
+    """Seed 1 of ours is missing: what differs between the seeds is none of the difference."""
+    theirs = [rows_of("mean", 40, seed) for seed in range(3)]
+    ours = bootstrap("mean", [theirs[2], theirs[0]], seeds=[2, 0])
+    for paired in (ours - bootstrap("mean", theirs), bootstrap("mean", theirs) - ours):
+        assert sorted(paired.seeds) == [0, 2]
+        assert (paired.values, paired.resampled) == (pytest.approx(0), pytest.approx(0))
+    with pytest.raises(DataError, match=r"seeds in common, found \(2, 0\) and \(1,\)"):
+        operator.sub(ours, bootstrap("mean", theirs[:1], seeds=[1]))
+
+
 def test_equal_runs_give_a_point() -> None:
     found = bootstrap("mean", [np.ones((9, 1))]).estimate()
     assert (found.value, found.low, found.high) == (1, 1, 1)

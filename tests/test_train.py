@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 import attentune
 from attentune.errors import AttentuneError, ConfigError, DataError, StoreError
 from attentune.evaluation.calibration import Reliability
 from attentune.methods import METHODS
+from attentune.training.loop import build_trainer
 from attentune.training.recipe import read_recipe
 from attentune.training.train import train
 
@@ -226,6 +229,69 @@ def test_a_kill_while_the_mark_is_written_means_a_new_start(tiny_bert: Path, tmp
     (tmp_path / "a.training" / "run.id").write_text("")
     train(rows_of("classification"), "pasta", tmp_path / "a", str(tiny_bert), resume=True, **QUICK)
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
+
+
+class KillAtTheEnd(TrainerCallback):
+    """Strikes after the last checkpoint."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if control.should_training_stop:
+            raise KeyboardInterrupt
+
+
+def kill_at_the_end(backbone: Path, output: Path, **options: Any) -> None:
+    def deadly(**given: Any) -> Any:
+        trainer = build_trainer(**given)
+        trainer.add_callback(KillAtTheEnd())
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("attentune.training.train.build_trainer", deadly)
+        with pytest.raises(KeyboardInterrupt):
+            train(rows_of("classification", 40), "pasta", output, str(backbone), **options)
+    assert not output.exists()
+
+
+def same(a: Path, b: Path) -> None:
+    """Equal tensors after equally many steps, each evaluated once."""
+    mine, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (a, b))
+    assert mine.keys() == theirs.keys()
+    assert all(mine[key].equal(theirs[key]) for key in mine)
+    runs = [json.loads((folder / "metrics.json").read_text())["run"] for folder in (a, b)]
+    assert runs[0]["steps"] == runs[1]["steps"]
+    logs = [[json.loads(line)["step"] for line in (f / "log.jsonl").read_text().splitlines()] for f in (a, b)]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 1.5, "schedule": "constant"},
+        {"epochs": 1.5, "schedule": "polynomial"},
+        {"epochs": 9, "patience": 1, "eval_steps": 3},
+    ],
+)
+def test_a_run_that_was_over_is_not_trained_further(tiny_bert: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    options = {**QUICK, **options}
+    whole = train(rows_of("classification", 40), "pasta", tmp_path / "whole", str(tiny_bert), **options)
+    kill_at_the_end(tiny_bert, tmp_path / "a", **options)
+    again = train(rows_of("classification", 40), "pasta", tmp_path / "a", str(tiny_bert), resume=True, **options)
+    same(whole.folder, again.folder)
+
+
+def test_the_best_epoch_is_found_where_the_checkpoints_have_moved(tiny_bert: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**QUICK, "epochs": 9, "patience": 1}
+    rows = rows_of("classification", 40)
+    whole = train(rows, "pasta", tmp_path / "whole", str(tiny_bert), **options)
+    kill_at_the_end(tiny_bert, tmp_path / "a", **options)
+    moved = shutil.move(tmp_path / "a.training", tmp_path / "b.training")
+    shutil.copytree(moved, tmp_path / "c.training")
+    again = train(rows, "pasta", tmp_path / "b", str(tiny_bert), resume=True, **options)
+    same(whole.folder, again.folder)
+    best = min((tmp_path / "c.training").glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]))
+    shutil.rmtree(best)
+    with pytest.raises(ConfigError, match=rf"has no {best.name}, its best checkpoint; start again without resume"):
+        train(rows, "pasta", tmp_path / "c", str(tiny_bert), resume=True, **options)
 
 
 KILLED = """

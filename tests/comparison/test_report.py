@@ -85,6 +85,29 @@ def test_tasks_are_added_under_their_own_conditions(sets: Path, tiny_bert: Path,
     assert [task.name for task in summarise(tmp_path).tasks] == ["mood"]
 
 
+def test_differences_are_of_the_seeds_that_both_have(sets: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    """One run of three has failed; that of the same seed of another contender was quite unlike its others."""
+    names = ["pasta", "lora", "probe"]
+    compare([str(sets / "tone")], names, tmp_path, quick(tiny_bert), rates=1, seeds=3)
+    for name in ("pasta", "lora"):
+        (path,) = (tmp_path / "runs").glob(f"tone-{name}-*-seed1-*")
+        record = json.loads(path.read_bytes())
+        if name == "pasta":
+            record["attentune"]["validation"] = None
+        else:
+            record["attentune"]["rows"]["values"] = [[9.0]] * 200
+        path.write_text(json.dumps(record))
+    scores: dict[tuple[str, int], float] = {}
+    for path in (tmp_path / "runs").iterdir():
+        ours = json.loads(path.read_bytes())["attentune"]
+        scores[ours["key"]["contender"], ours["key"]["seed"]] = ours["test"]
+    (task,) = summarise(tmp_path).tasks
+    for other, seeds in (("lora", (0, 2)), ("probe", (0, 0))):
+        wanted = np.mean([scores["pasta", seed] - scores[other, at] for seed, at in zip((0, 2), seeds, strict=True)])
+        assert task.pairs["pasta"][other].value == pytest.approx(wanted)
+        assert task.pairs[other]["pasta"].value == pytest.approx(-wanted)
+
+
 def test_folds_make_one_score(sets: Path, tiny_bert: Path, tmp_path: Path) -> None:
     compare([str(sets / "grade")], ["probe"], tmp_path, quick(tiny_bert))
     (task,) = summarise(tmp_path).tasks

@@ -28,8 +28,8 @@ from attentune.confidence import Labelled, calibrate, judge
 from attentune.errors import UnsupportedError
 from attentune.evaluation.statistics import score
 from attentune.methods import METHODS
-from attentune.tasks import Classification, Features, Regression, Task, task_of
-from attentune.tasks.task import Logits
+from attentune.tasks import Classification, Features, Regression, Tagging, Task, task_of
+from attentune.tasks.task import IGNORED, Logits
 from attentune.training.loop import TaskTrainer, logits_of
 
 from .kit import a_run, quick
@@ -262,6 +262,20 @@ def test_the_probe_is_logistic_regression() -> None:
     weight, bias = regress(task, [Batch(x, scaled)], 1, 0.01)
     ridge = Ridge(alpha=1 / (2 * 0.01)).fit(z, scaled.numpy())
     assert (x @ weight.T + bias)[:, 0].numpy() == pytest.approx(ridge.predict(z), abs=2e-3)
+
+
+def test_the_probe_does_not_see_padding() -> None:
+    torch.manual_seed(0)
+    states, lengths = torch.randn(6, 5, 4).double(), [5, 3, 2, 4, 1, 3]
+    mask = torch.tensor([[int(t < length) for t in range(5)] for length in lengths])
+    targets = torch.where(mask.bool(), torch.randint(3, (6, 5)), IGNORED)
+    task = Tagging(("O", "B-A", "B-B"))
+    found = [
+        regress(task, [Batch(torch.where(mask[..., None].bool(), states, filled), targets, mask)], 3, 1.0)
+        for filled in (0.0, 100.0)
+    ]
+    for zero, hundred in zip(*found, strict=True):
+        torch.testing.assert_close(zero, hundred, atol=1e-6, rtol=1e-6)
 
 
 def test_grids_and_names(tiny_bert: Path) -> None:

@@ -2,6 +2,7 @@
 
 For classes this is multinomial logistic regression, for several labels one regression each, for numbers ridge
 regression, for tags logistic regression on the states of words: whatever the task's own loss makes of a linear layer.
+Padding has no part in it.
 
     minimise  C sum_rows loss(W s + b, y) + |W|^2 / 2,    s: the states, each feature with mean 0 and variance 1
 """
@@ -61,8 +62,13 @@ class Batch:
     """[S,D], or [S,T,D] of a head on tokens."""
     targets: Tensor
     mask: Tensor | None = None
-    """[S,T] and `rows` [S]: where rows may be several sequences, what `pack` wants."""
+    """[S,T], 1 where there is a token; and `rows` [S], where rows may be several sequences: what `pack` wants."""
     rows: Tensor | None = None
+
+    @property
+    def real(self) -> Tensor:
+        """[N,D], the states of what is no padding."""
+        return self.states if self.mask is None or self.states.ndim == 2 else self.states[self.mask.bool()]
 
     def logits(self, weight: Tensor, bias: Tensor) -> Tensor:
         """[B,C] or [B,L,C], a row each."""
@@ -78,7 +84,7 @@ class Batch:
 
 def regress(task: Task, batches: Sequence[Batch], outputs: int, strength: float) -> tuple[Tensor, Tensor]:
     """-> weight [C,D] and bias [C], for the states as they are."""
-    every = torch.cat([batch.states.flatten(0, -2) for batch in batches])
+    every = torch.cat([batch.real for batch in batches])
     mean, spread = every.mean(0), every.std(0, correction=0).clamp(min=1e-6)
     scaled = [replace(batch, states=(batch.states - mean) / spread) for batch in batches]
     weight = torch.zeros(outputs, every.shape[1], dtype=torch.float64, device=every.device, requires_grad=True)

@@ -137,15 +137,15 @@ def summarise(folder: str | Path) -> Summary:
 
 
 def _task(cell: Cell, counted: dict[str, Counted], curves: Sequence[Curve]) -> TaskSummary:
-    rows = {name: [_rows(folds) for folds in seeds] for name, seeds in counted.items()}
-    most = max(map(len, rows.values()))
+    rows = {name: {_key(folds)["seed"]: _rows(folds) for folds in seeds} for name, seeds in counted.items()}
+    every = sorted({seed for runs in rows.values() for seed in runs})
     # What no seed decides gives the same with every one.
     rows |= {
-        name: rows[name] * most for name, seeds in counted.items() if seeds[0][0]["attentune"]["key"]["rate"] is None
+        name: dict.fromkeys(every, rows[name][0]) for name, seeds in counted.items() if _key(seeds[0])["rate"] is None
     }
     first = next(iter(counted.values()))[0][0]["attentune"]
     form = first["rows"]["form"]
-    drawn = {name: bootstrap(form, runs) for name, runs in rows.items()}
+    drawn = {name: bootstrap(form, list(runs.values()), seeds=list(runs)) for name, runs in rows.items()}
     scores = {name: found.estimate() for name, found in drawn.items()}
     order = sorted(scores, key=lambda name: -scores[name].value)
     reference = REFERENCE if REFERENCE in scores else order[0]
@@ -163,6 +163,10 @@ def _task(cell: Cell, counted: dict[str, Counted], curves: Sequence[Curve]) -> T
         pairs=pairs,
         curves=tuple(curves),
     )
+
+
+def _key(folds: Sequence[Record]) -> dict[str, Any]:
+    return folds[0]["attentune"]["key"]
 
 
 def _rows(folds: Sequence[Record]) -> Array:

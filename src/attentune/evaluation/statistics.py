@@ -57,6 +57,8 @@ class Bootstrap:
     """[K,resamples]; runs of the same number of rows see the same resamples."""
     rows: int
     """N"""
+    seeds: tuple[int, ...]
+    """[K], of the runs."""
 
     def estimate(self, level: float = 0.95) -> Estimate:
         """The mean over runs, and the interval that holds the middle `level` of its resamples."""
@@ -64,35 +66,40 @@ class Bootstrap:
         return Estimate(float(self.values.mean()), float(low), float(high))
 
     def __sub__(self, other: Bootstrap) -> Bootstrap:
-        """The paired difference, run by run and resample by resample; a run that the other side lacks is left out.
+        """The paired difference, seed by seed and resample by resample, of the seeds that both sides have.
 
         Raises:
-            DataError: the rows are not the same in number.
+            DataError: the rows are not the same in number, or no seed is on both sides.
         """
         if self.rows != other.rows:
             raise DataError(f"paired runs have the same rows, found {self.rows} and {other.rows}")
-        both = min(len(self.values), len(other.values))
+        both = tuple(seed for seed in self.seeds if seed in other.seeds)
+        if not both:
+            raise DataError(f"paired runs have seeds in common, found {self.seeds} and {other.seeds}")
+        mine, theirs = ([runs.seeds.index(seed) for seed in both] for runs in (self, other))
         return Bootstrap(
-            self.values[:both] - other.values[:both], self.resampled[:both] - other.resampled[:both], self.rows
+            self.values[mine] - other.values[theirs], self.resampled[mine] - other.resampled[theirs], self.rows, both
         )
 
 
-def bootstrap(form: str, runs: Sequence[Array], resamples: int = RESAMPLES, seed: int = 0) -> Bootstrap:
-    """K runs on the same rows, [N,S] each.
+def bootstrap(
+    form: str, runs: Sequence[Array], resamples: int = RESAMPLES, seed: int = 0, seeds: Sequence[int] | None = None
+) -> Bootstrap:
+    """K runs on the same rows, [N,S] each; `seeds` are those of their training, 0 to K - 1 unless told otherwise.
 
     Raises:
         DataError: there is no run, a run has no rows, or another number of them.
     """
     if not runs or any(len(rows) != len(runs[0]) or not len(rows) for rows in runs):
         raise DataError("a bootstrap needs runs of the same rows, at least one of each")
-    count = len(runs[0])
+    count, known = len(runs[0]), range(len(runs)) if seeds is None else seeds
     moments, equal = [_moments(form, rows) for rows in runs], np.full(count, 1 / count)
     draw, step = np.random.default_rng(seed), max(BLOCK // count, 1)
     found: list[Array] = []
     for start in range(0, resamples, step):
         times = draw.multinomial(count, equal, size=min(step, resamples - start)).astype(float)
         found.append(np.stack([_of_means(form, times @ means / count) for means in moments]))
-    return Bootstrap(np.array([score(form, rows) for rows in runs]), np.concatenate(found, axis=1), count)
+    return Bootstrap(np.array([score(form, rows) for rows in runs]), np.concatenate(found, axis=1), count, tuple(known))
 
 
 def _moments(form: str, rows: Array) -> Array:

@@ -7,7 +7,8 @@ the context compete; where the task knows questions without an answer so does th
 stands for "there is none".
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, cast
 
@@ -68,7 +69,7 @@ class QuestionAnswering(Task):
             return []
         if not tokenizer.is_fast:
             raise UnsupportedError("answers need a fast tokenizer, which knows where in the text a token stands")
-        self._check_room(tokenizer, [row["question"] for row in rows], max_length)
+        self._check_room(tokenizer, rows, max_length)
         encoded = tokenizer(
             [row["question"] for row in rows],
             [row["context"] for row in rows],
@@ -98,17 +99,38 @@ class QuestionAnswering(Task):
             for row, at in zip(rows, windows, strict=True)
         ]
 
-    def _check_room(self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_length: int) -> None:
-        around = tokenizer.num_special_tokens_to_add(pair=True)
-        room = max_length - around - self.stride - 1
-        asked = tokenizer(list(questions), add_special_tokens=False, verbose=False)["input_ids"]
-        for question, ids in zip(questions, cast("list[list[int]]", asked), strict=True):
-            if len(ids) > room:
+    def windows(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> list[int]:
+        """How many windows `encode` makes of each row, counted without making them; 1 of one that it refuses."""
+        found: list[int] = []
+        for question, context in self._lengths(tokenizer, rows, "question", "context"):
+            further = self._room(tokenizer, max_length) + 1 - question  # tokens by which a window is ahead of the last
+            found.append(max(1, math.ceil((context - self.stride) / further)) if further > 0 else 1)
+        return found
+
+    def _check_room(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> None:
+        room = self._room(tokenizer, max_length)
+        for row, (length,) in zip(rows, self._lengths(tokenizer, rows, "question"), strict=True):
+            if length > room:
+                question = row["question"]
                 shown = question if len(question) <= 60 else question[:57] + "..."
                 raise DataError(
-                    f"the question {shown!r} has {len(ids)} tokens; with max_length {max_length} and stride "
+                    f"the question {shown!r} has {length} tokens; with max_length {max_length} and stride "
                     f"{self.stride} there is room for {max(room, 0)}"
                 )
+
+    def _room(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> int:
+        """Tokens that a question may have, so that windows go on by one at least."""
+        return max_length - tokenizer.num_special_tokens_to_add(pair=True) - self.stride - 1
+
+    def _lengths(
+        self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *names: str
+    ) -> Iterator[tuple[int, ...]]:
+        """Of each row the tokens of some texts."""
+        each = [
+            tokenizer([row[name] for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
+            for name in names
+        ]
+        return zip(*(map(len, cast("list[list[int]]", ids)) for ids in each), strict=True)
 
     def _features(self, row: Row, sequences: tuple[Inputs, ...], offsets: Sequence[Sequence[Offset]]) -> Windows:
         flat = tuple(offset for window in offsets for offset in window)

@@ -81,6 +81,8 @@ def choose(
     for name in [*inputs, *([label] if label else []), *choices]:
         if name not in names:
             raise DataError(f"no column {name!r}; the columns are {', '.join(names)}")
+    if label in (*inputs, *choices):
+        raise DataError(f"column {label!r} cannot be both read and learned; the columns are {', '.join(names)}")
     if len(inputs) > 2:
         raise ConfigError(f"a row has one text or a pair of texts, found {len(inputs)} columns: {', '.join(inputs)}")
     if kind == "question_answering":
@@ -91,7 +93,7 @@ def choose(
         named = written.find(names)
         if named:
             return Columns(named[:1], named[1])
-    chosen = tuple(inputs) or _guess_inputs(names)
+    chosen = tuple(inputs) or _guess_inputs(names, label)
     if not label and labelled:
         label = _guess_label([name for name in names if name not in chosen], chosen)
         if label is None:
@@ -102,7 +104,7 @@ def choose(
 def _choose_answers(names: Sequence[str], inputs: Sequence[str], label: str | None, labelled: bool) -> Columns:
     if inputs and len(inputs) != 2:
         raise ConfigError(f"question answering reads a question and a context, found the column {inputs[0]} alone")
-    chosen = tuple(inputs) or asked.find_context(names)
+    chosen = tuple(inputs) or asked.find_context([name for name in names if name != label])
     if not labelled:
         return Columns(chosen, None)
     answers, start = asked.find_answers([name for name in names if name not in chosen])
@@ -127,17 +129,18 @@ def _choose_choices(
     return Columns(chosen, right if labelled else None, choices=offered)
 
 
-def _guess_inputs(names: Sequence[str]) -> tuple[str, ...]:
-    known = {name.lower(): name for name in reversed(names)}
+def _guess_inputs(names: Sequence[str], label: str | None) -> tuple[str, ...]:
+    known = {name.lower(): name for name in reversed(names) if name != label}
     tokens = asked.first(known, TOKENS)
-    if tokens and asked.first({k: v for k, v in known.items() if v != tokens}, TAGS):
+    if tokens and asked.first({name.lower(): name for name in names if name != tokens}, TAGS):
         return (tokens,)
     for first, second in PAIRS:
         if first in known and second in known:
             return known[first], known[second]
     text = asked.first(known, TEXTS) or tokens
     if text is None:
-        raise DataError(f"no column looks like text; the columns are {', '.join(names)}: name the one to read")
+        other = "other " if label else ""
+        raise DataError(f"no {other}column looks like text; the columns are {', '.join(names)}: name the one to read")
     return (text,)
 
 

@@ -153,7 +153,7 @@ def classes_of(rows: Iterable[Row], kind: str) -> tuple[str, ...]:
         found = row["tags"] if kind == "tagging" else row["label"]
         names.update([found] if isinstance(found, str) else found)
     if all(map(is_whole, names)):
-        return tuple(sorted(names, key=int))
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names, key=lambda name: (name != "O" or kind != "tagging", name)))
 
 

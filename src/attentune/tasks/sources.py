@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import datasets
 
@@ -149,28 +148,46 @@ def _table_options(path: Path) -> dict[str, Any]:
     tabs = ".tsv" in [s.lower() for s in path.suffixes]
     delimiter, quoting = "\t" if tabs else ",", csv.QUOTE_MINIMAL
     try:
-        with _open_text(path) as lines:
-            header, first = islice(chain(_cells(lines, delimiter), ((), ())), 2)
-        if not header or not first:
-            raise DataError(f"{path} has no rows; wanted a line of column names and at least one row")
         if tabs and not _quotes_close(path):
             # A row of a TSV is one line: quotes that would join two lines are part of the text.
             quoting = csv.QUOTE_NONE
+        with _open_text(path) as lines:
+            names = _names(path, filter(None, _cells(lines, delimiter, quoting)))
     except (UnicodeDecodeError, OSError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {_reason(error)}") from error
-    text = datasets.Features({name: datasets.Value("string") for name in header})
+    text = datasets.Features({name: datasets.Value("string") for name in names})
     return {"delimiter": delimiter, "quoting": quoting, "keep_default_na": False, "features": text}
+
+
+def _names(path: Path, rows: Iterator[list[str]]) -> list[str]:
+    """The names of the columns. One without a name, as of the index of a data frame, is left out.
+
+    Raises:
+        DataError: there are no rows, or one has more cells than there are columns.
+    """
+    header, count = next(rows, []), 0
+    for count, row in enumerate(rows, 1):
+        if len(row) > len(header):
+            # pandas would take the first column for an index, and shift the others.
+            raise DataError(
+                f"{path}, row {count} has {len(row)} cells, wanted {len(header)} ({', '.join(header)}); "
+                "quote texts that hold the delimiter"
+            )
+    names = [name for name in header if name]
+    if not names or not count:
+        raise DataError(f"{path} has no rows; wanted a line of column names and at least one row")
+    return names
 
 
 def _quotes_close(path: Path) -> bool:
     with _open_text(path) as lines:
-        return all(cell.count("\n") == 0 for row in _cells(lines, "\t") for cell in row)
+        return all(cell.count("\n") == 0 for row in _cells(lines, "\t", csv.QUOTE_MINIMAL) for cell in row)
 
 
-def _cells(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
+def _cells(lines: Iterator[str], delimiter: str, quoting: Literal[0, 3]) -> Iterator[list[str]]:
     """The rows of a table; a cell may be a whole document."""
     csv.field_size_limit(2**31 - 1)
-    return csv.reader(lines, delimiter=delimiter)
+    return csv.reader(lines, delimiter=delimiter, quoting=quoting)
 
 
 @contextmanager

@@ -8,8 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers import SchedulerType, Trainer
+from transformers.trainer_utils import TrainOutput
+
 from attentune.errors import ConfigError
 from attentune.tasks import Data
+
+STATE = "trainer_state.json"
 
 
 def every_row(data: Data) -> list[Any]:
@@ -63,14 +68,25 @@ class Checkpoints:
         self.folder = output.with_name(f"{output.name}.training")
         self.mark = Mark(self.folder / "run.id", identity)
 
-    def start(self, writes: bool, resume: bool) -> str | None:
-        """The checkpoint to go on from, or None for a fresh start; only the process that `writes` touches the disk.
+    def train(self, trainer: Trainer, resume: bool) -> TrainOutput:
+        """Let the Trainer train, from a checkpoint where there is one to go on from.
 
         Raises:
-            ConfigError: the checkpoints belong to another recipe, backbone or task.
+            ConfigError: the checkpoints belong to another recipe, backbone or task, or the best one is not there.
         """
+        checkpoint = self._start(trainer.is_world_process_zero(), resume)
+        if checkpoint is not None and _is_over(checkpoint):
+            # The Trainer forgets that, and would take a step before it is told again. Not every schedule has 0 steps.
+            trainer.args.num_train_epochs, trainer.args.lr_scheduler_type = 0, SchedulerType.CONSTANT
+        return trainer.train(resume_from_checkpoint=checkpoint)
+
+    def _start(self, writes: bool, resume: bool) -> str | None:
+        """The checkpoint to go on from, or None for a fresh start, which the process that `writes` makes room for."""
         if resume and self.mark.goes_on("a run with other settings or data"):
-            return self._last_whole()
+            last = self._last_whole()
+            if last is not None:
+                self._bring_best(last)
+            return last
         if writes:
             self.mark.begin()
         return None
@@ -80,14 +96,38 @@ class Checkpoints:
         found: dict[int, Path] = {}
         for folder in self.folder.glob("checkpoint-*"):
             try:
-                found[json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = folder
+                found[_state(folder)["global_step"]] = folder
             except (OSError, json.JSONDecodeError):
                 continue
         return str(found[max(found)]) if found else None
 
+    def _bring_best(self, last: str) -> None:
+        """A checkpoint names the best one by its whole path; where the folder has moved, let it name the one here."""
+        state = _state(last)
+        if state["best_model_checkpoint"] is None:
+            return
+        best = self.folder / Path(state["best_model_checkpoint"]).name
+        if not best.is_dir():
+            raise ConfigError(f"{self.folder} has no {best.name}, its best checkpoint; start again without resume")
+        if state["best_model_checkpoint"] != str(best):
+            state["best_model_checkpoint"] = str(best)
+            # Several processes may write the same.
+            fresh = Path(last, f"{STATE}.{os.getpid()}")
+            fresh.write_text(json.dumps(state), encoding="utf-8")
+            os.replace(fresh, Path(last, STATE))
+
     def remove(self) -> None:
         """The run is over, or a new one begins."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _state(checkpoint: str | Path) -> Any:
+    return json.loads(Path(checkpoint, STATE).read_text(encoding="utf-8"))
+
+
+def _is_over(checkpoint: str) -> bool:
+    """Whether training ended with this checkpoint."""
+    return _state(checkpoint)["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
 
 
 class Finished:

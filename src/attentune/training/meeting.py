@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from accelerate.utils import convert_to_fp32
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import pad
@@ -41,9 +42,10 @@ class Meeting:
         if self._frozen is not None:
             self._frozen.kept = [kept for trainer in rows if trainer.frozen for kept in trainer.frozen.kept]
         self.model.train()
-        with shares[0].trainer.compute_loss_context_manager():
-            logits: Tensor = self.model(**self._stacked(shares), adapter_names=names).logits
-            losses = _losses(shares, logits)
+        # As accelerate wraps the forward of a task that trains alone: the loss and the backward are outside of it.
+        with shares[0].trainer.accelerator.autocast():
+            logits = self.model(**self._stacked(shares), adapter_names=names).logits
+        losses = _losses(shares, cast("Tensor", convert_to_fp32(logits)))
         torch.stack(losses).sum().backward()
         return [loss.detach() for loss in losses]
 

@@ -5,6 +5,7 @@ is the one with the best validation score; `metrics.json` has the scores of all.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -122,9 +123,13 @@ def _rank(run: SeedRun, recipe: Recipe) -> float:
 def _lowest(folder: Path, metric: str) -> float:
     """What was reached of a loss, which is no score of the adapter's answers: only training measures it."""
     lines = (folder / store.LOG).read_text(encoding="utf-8").splitlines()
-    return min(json.loads(line)["validation"][metric] for line in lines)
+    found = [json.loads(line)["validation"][metric] for line in lines]
+    # One that was not finite stands there as null.
+    return min((value for value in found if value is not None), default=math.inf)
 
 
 def _keep_events(events: Path, target: Path, seed: int) -> None:
-    if events.is_dir():
-        shutil.move(events, target.with_name(f"{target.name}.tensorboard") / f"seed-{seed}")
+    kept = target.with_name(f"{target.name}.tensorboard") / f"seed-{seed}"
+    for run in events.glob("*"):
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.move(run, kept)

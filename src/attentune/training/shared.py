@@ -107,7 +107,7 @@ def train_shared(
         METHODS[first.method].attention,
     )
     trackers.attach(trainer, Path(output))
-    done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
+    done = checkpoints.train(trainer, resume)
     check_finite((p for p in model.parameters() if p.requires_grad), first.training)
     results: dict[str, Result] = {}
     if trainer.is_world_process_zero():

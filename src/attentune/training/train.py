@@ -139,7 +139,7 @@ def learn(
     if watch is not None:
         trainer.add_callback(Watcher(watch, metric))
     with closing(kept):
-        done = trainer.train(resume_from_checkpoint=checkpoints.start(trainer.is_world_process_zero(), resume))
+        done = checkpoints.train(trainer, resume)
         trained = [p for p in model.parameters() if p.requires_grad]
         check_finite(trained, chosen.training)
         logits = {name: logits_of(trainer, learned, found) for name, found in features.items() if name != "train"}
