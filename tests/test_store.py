@@ -3,7 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -99,6 +102,63 @@ def test_a_kill_after_the_renames_leaves_the_new_one(tmp_path: Path) -> None:
     assert not (tmp_path / ".a.old").exists()
 
 
+def test_a_link_stays_and_its_place_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "a"
+    link.symlink_to(tmp_path / "disk" / "a")
+    for weights in (OLD, NEW, OLD):
+        write(link, weights)
+        assert (link.is_symlink(), (link / store.WEIGHTS).read_bytes()) == (True, weights)
+    (tmp_path / "disk" / "a").rename(tmp_path / "disk" / ".a.old")  # as a kill between the two renames leaves it
+    store.read(link)
+    assert [[f.name for f in place.iterdir()] for place in (tmp_path, tmp_path / "disk")] == [["disk", "a"], ["a"]]
+
+
+def test_a_link_that_lies_aside_is_in_nobodys_way(tmp_path: Path) -> None:
+    folder, other = write(tmp_path / "a"), write(tmp_path / "other")
+    for goal in (other, tmp_path / "nothing"):
+        (tmp_path / ".a.old").symlink_to(goal)
+        write(folder, NEW)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["a", "other"]
+    assert (other / store.WEIGHTS).read_bytes() == OLD
+
+
+@contextmanager
+def unwritable(parts: Mapping[str, Path]) -> Generator[Path]:
+    """A folder that this process may only read, with copies of folders under their names."""
+    with TemporaryDirectory() as place:
+        home, user = Path(place), os.getuid()
+        for name, folder in parts.items():
+            shutil.copytree(folder, home / name)
+        home.chmod(0o555)
+        if user == 0:  # who may write everywhere
+            os.setresuid(65534, 65534, 0)
+        try:
+            yield home
+        finally:
+            os.setresuid(user, user, user)
+            home.chmod(0o755)
+
+
+def test_nothing_is_put_back_where_nobody_may_write(tmp_path: Path) -> None:
+    with unwritable(dict.fromkeys((".a.old", ".b.old", "b"), write(tmp_path / "a"))) as home:
+        assert store.read(home / "b").card == CARD
+        with pytest.raises(StoreError, match="no adapter folder at"):
+            store.read(home / "a")
+        assert sorted(f.name for f in home.iterdir()) == [".a.old", ".b.old", "b"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"a": "\\ud800"}', b'{"\\ud800": 1}', b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", b"[" * 100_000, b"[]", b"{"],
+)
+def test_metrics_that_json_cannot_give_again_are_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / store.METRICS).write_bytes(content)
+    assert store.metrics_of(tmp_path) == {}
+    (tmp_path / store.METRICS).write_bytes(b'{"a": [1e999, 0.5]}')
+    assert store.metrics_of(tmp_path) == {"a": [None, 0.5]}
+
+
 def test_what_is_no_adapter_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
@@ -150,6 +210,9 @@ DAMAGES: list[tuple[str, Any, str]] = [
         {"task": {"kind": "classification", "labels": ["a", "b", "c"], "pair": False}},
         "classification wants a sequence head with 3",
     ),
+    (store.CARD, {"task": {"kind": "classification", "labels": [0, 1], "pair": False}}, r"labels, found \[0, 1\]"),
+    (store.CARD, {"task": {"kind": "classification", "labels": "ab", "pair": False}}, "labels, found 'ab'"),
+    (store.CARD, {"task": {"kind": "tagging", "labels": ["O", "\ud800"]}}, "is no task card: .*surrogates not allowed"),
     (store.CONFIG, {"peft_type": "FOO"}, "names peft_type 'FOO', which peft does not know"),
     (store.CONFIG, b'{"peft_type": "LORA"}', "holds a LORA adapter, and its card says pasta"),
     (store.CONFIG, {"layers_to_transform": "x"}, "layers_to_transform is a list of blocks, counted from 0, found 'x'"),

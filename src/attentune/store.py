@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from peft import PeftConfig
+from pydantic_core import from_json
 from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor
@@ -139,8 +140,11 @@ def finite(value: Any) -> Any:
 
 
 def check_writable(folder: str | Path) -> Path:
-    """The place of a new adapter folder: free, empty, or an older adapter; else a StoreError."""
-    target = Path(folder).expanduser().absolute()
+    """The place of a new adapter folder: free, empty, or an older adapter; else a StoreError.
+
+    Where `folder` is a link it is the place that the link names: the link stays.
+    """
+    target = _linked(Path(folder).expanduser().absolute())
     recover(target)
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file()):
         raise StoreError(f"{folder} exists and is no adapter folder; name another one")
@@ -166,7 +170,7 @@ def read(folder: str | Path) -> Stored:
         StoreError: there is none, a file of it is missing or damaged, or its method is not registered.
     """
     place = Path(folder).expanduser().absolute()
-    recover(place)
+    recover(_linked(place))
     if not place.is_dir():
         raise StoreError(f"no adapter folder at {folder}")
     missing = [name for name in (CONFIG, WEIGHTS, CARD) if not (place / name).is_file()]
@@ -233,11 +237,12 @@ def _check_whole(folder: Path) -> None:
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
-    """What the folder says of how good it is, to be shown; empty where it says nothing readable."""
+    """What the folder says of how good it is, to be shown; empty where it says nothing that JSON can give again."""
     try:
-        return _read_json(folder / METRICS)
-    except (OSError, ValueError, StoreError):
+        found = finite(from_json((folder / METRICS).read_bytes()))
+    except (OSError, ValueError):  # Also half of a surrogate pair, and a depth without end.
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -287,13 +292,28 @@ def _unreadable(folder: Path, error: Exception) -> StoreError:
 
 def recover(target: Path) -> None:
     """Put back what a kill between the two renames of a replacement left aside."""
-    if not target.name:  # the root of the disk
+    if target.name:  # not the root of the disk
+        put_back(aside(target), target)
+
+
+def put_back(old: Path, target: Path) -> None:
+    """Move a folder from aside back to its place, or take it away where another has the place.
+
+    It stays as it is where nobody may write.
+    """
+    if not (old.is_dir() or old.is_symlink()) or not os.access(target.parent, os.W_OK):
         return
-    old = aside(target)
     if old.is_dir() and not target.exists():
         os.rename(old, target)
-    elif old.is_dir():
+    elif old.is_symlink():
+        old.unlink()
+    else:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _linked(place: Path) -> Path:
+    """The place itself, or that which a link there names."""
+    return place.resolve() if place.is_symlink() else place
 
 
 def aside(target: Path) -> Path:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from laws.cells import FORMS, Form, refused
 from laws.zoo import batch_of, model_of, rows_of
+from safetensors.torch import load_file, save_file
 
 from attentune import TaskModel
 from attentune.backbones import load_backbone
@@ -242,6 +243,26 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(bert: Any, tmp_path: P
     assert bank.entry("x").folder == good
 
 
+@pytest.mark.parametrize(
+    ("weight", "bias"),
+    [((3, 31), (3,)), ((3, 32), (3, 1)), ((2, 32), (3,)), ((3, 32), (2,)), ((3,), (3,)), (None, (3,))],
+)
+def test_a_head_of_another_shape_is_refused(
+    tiny_bert: Path, tmp_path: Path, weight: tuple[int, ...] | None, bias: tuple[int, ...]
+) -> None:
+    base = load_backbone(str(tiny_bert))
+    file = adapter(base, tmp_path / "x") / "adapter_model.safetensors"
+    tensors = load_file(file)
+    names = sorted(name for name in tensors if ".heads." in name)
+    for name, shape in zip(names, (bias, weight), strict=True):
+        tensors[name] = torch.zeros(shape or 0)
+        if shape is None:
+            del tensors[name]
+    save_file(tensors, file)
+    with pytest.raises(StoreError, match=r"the adapter's head does not have the 3 outputs|the adapter has no head"):
+        Bank(base).stage("x", tmp_path / "x")
+
+
 CARDS: dict[str, tuple[dict[str, Any], str]] = {
     "more labels": (
         {"task": {"kind": "classification", "labels": ["a", "b", "c", "d"], "pair": False}},
@@ -277,8 +298,6 @@ def test_a_card_that_does_not_fit_is_refused(tiny_bert: Path, tmp_path: Path, ca
 
 
 def _poison(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(folder / "adapter_model.safetensors")
     next(iter(tensors.values())).view(-1)[0] = float("nan")
     save_file(tensors, folder / "adapter_model.safetensors")

@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 from test_predict import near
+from tokenizers.processors import TemplateProcessing
+from writers import WRITERS, tokenizer_of
 
 import attentune
 from attentune.backbones import load_backbone
 from attentune.errors import ConfigError, DataError, OverloadedError, StoreError, UnknownTaskError, UnsupportedError
-from attentune.serving import Ask, Engine
+from attentune.serving import Ask, Bank, Engine
 from attentune.serving.batcher import Batcher
 from attentune.serving.engine import Ran
+from attentune.tasks.answer import QuestionAnswering
+from attentune.tasks.choose import MultipleChoice
 from serving.kit import adapter
 
 TEXTS = ["good film", "bad rain the plot is not good", "sun", "Anna visits the river in Paris , very good !"]
@@ -176,3 +180,42 @@ def test_tasks_come_and_go_under_load(engine: Engine, folders: dict[str, Path]) 
     finally:
         stop.set()
         thread.join()
+
+
+LONG: dict[str, tuple[Any, str]] = {
+    "windows": (["sun " * 22, "rain " * 5000], "are 4994 sequences and the queue holds 4096"),
+    "choices": (["sun", ["rain"] * 5000], "are 5000 sequences and the queue holds 4096"),
+    "text": (["sun " * 500_000, ["rain"] * 8], "has 16000032 characters"),
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_what_becomes_too_much_is_refused_while_it_is_small(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    asked, reason = LONG[case]
+    task = QuestionAnswering(stride=6) if case == "windows" else MultipleChoice()
+    with Engine.load(str(tiny_bert)) as engine:
+        engine.bank.add("x", adapter(load_backbone(str(tiny_bert)), tmp_path / "x", task=task))
+        assert engine.answer([Ask("x", ["who ?", "good film" if case == "windows" else ["good", "bad"]])])
+        monkeypatch.setattr(type(task), "encode", lambda *_: pytest.fail("it was tokenised"))
+        with pytest.raises(UnsupportedError, match=reason):
+            engine.submit([Ask("x", asked)])
+
+
+def test_one_text_for_many_tasks_is_counted_for_each(engine: Engine) -> None:
+    with pytest.raises(UnsupportedError, match="has 9000000 characters"):
+        engine.submit([Ask("tone", "a" * 3_000_000), Ask("topic", "b" * 3_000_000), Ask("names", ["c" * 30] * 100_000)])
+
+
+def test_a_text_without_a_token_fails_alone(tmp_path: Path) -> None:
+    model = WRITERS["gpt2"]().transformer
+    bare = tokenizer_of("gpt2")
+    bare.backend_tokenizer.post_processor = TemplateProcessing("$A")
+    bank = Bank(model)
+    bank.add("x", adapter(model, tmp_path / "x", "kernel_mix", pooling="last"))
+    with Engine(bank, bare) as engine:
+        empty, good = engine.submit([Ask("x", ""), Ask("x", "anna went")])
+        assert good.result(30)["label"]
+        with pytest.raises(DataError, match="wanted a text of at least one token"):
+            empty.result(30)

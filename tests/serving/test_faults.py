@@ -9,14 +9,17 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from test_store import unwritable
 
+from attentune import store
 from attentune.backbones import load_backbone
+from attentune.errors import StoreError
 from attentune.serving import Bank
 from attentune.serving.folder import Folder, copy_of, version_id
 from attentune.serving.launch import application
@@ -158,6 +161,21 @@ def test_the_follower_lives_on(tiny_bert: Path, folder: Path, made: dict[str, Pa
         until(lambda: {task["name"] for task in client.get("/v1/tasks").json()} == {"tone", "topic", "third"}, 20)
 
 
+def test_a_change_that_fails_at_its_end_is_taken_back(client: TestClient, folder: Path, made: dict[str, Path]) -> None:
+    before, answer = tree(folder), client.post("/v1/predict", json=ASK).json()
+    earlier = folder / ".versions" / "tone" / version_id(made["old"])
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("no folder can lie here")
+    refused = client.put("/v1/tasks/tone", content=tar_of(made["new"]))
+    assert (refused.status_code, "nothing has changed" in refused.json()["detail"]) == (503, True)
+    earlier.unlink()
+    assert tree(folder) == before
+    assert not (folder / ".tone.aside").exists()
+    assert client.post("/v1/predict", json=ASK).json() == answer
+    assert client.put("/v1/tasks/tone", content=tar_of(made["new"])).status_code == 200
+    assert client.post("/v1/predict", json=ASK).json() != answer
+
+
 class Killed:
     """Copies of a folder as a kill would leave it, before each step that a change of it makes on the disk."""
 
@@ -180,9 +198,22 @@ class Killed:
         if one is None or event not in Killed.STEPS or not str(args[0]).startswith(str(one.folder)):
             return
         Killed.watching = None
-        shutil.copytree(one.folder, one.copies / str(one.count))
+        one.step()
         one.count += 1
         Killed.watching = one
+
+    def step(self) -> None:
+        """What is done before each step."""
+        shutil.copytree(self.folder, self.copies / str(self.count))
+
+
+class Read(Killed):
+    """Somebody who reads the task before each step of a change."""
+
+    def step(self) -> None:
+        """Read it, if it is there."""
+        with suppress(StoreError):
+            store.read(self.folder / "tone")
 
 
 # There is no way to take an audit hook off again; without a `Killed` at work it does nothing.
@@ -220,6 +251,34 @@ def test_a_kill_at_any_step_leaves_one_version_whole(
         found.add(names[after.task("tone").active.id] if after.names else "")
     assert found <= allowed
     assert "new" in found
+
+
+@pytest.mark.parametrize("change", sorted(CHANGES.keys() - {"removed"}))
+def test_who_reads_at_any_step_changes_nothing(
+    tiny_bert: Path, folder: Path, made: dict[str, Path], tmp_path: Path, change: str
+) -> None:
+    work, allowed = CHANGES[change]
+    registry = Registry(Bank(str(tiny_bert)), folder)
+    registry.scan()
+    registry.put("tone", copy_of(made["new"]))
+    with Read(folder, tmp_path) as reader:
+        work(registry, made)
+    assert reader.count >= 3
+    names = {version_id(place): name for name, place in made.items()}
+    assert {names[registry.task("tone").active.id]} == (allowed - {"new"} or allowed)
+    after = Registry(Bank(load_backbone(str(tiny_bert))), folder)
+    after.scan(pytest.fail)
+    assert [v.id for v in after.task("tone").versions] == [v.id for v in registry.task("tone").versions]
+
+
+def test_a_folder_that_nobody_may_write_is_served_as_it_lies(tiny_bert: Path, made: dict[str, Path]) -> None:
+    bank = Bank(str(tiny_bert))
+    with unwritable(dict.fromkeys(("tone", ".topic.old", ".third.aside"), made["old"])) as home:
+        registry = Registry(bank, home)
+        registry.scan(pytest.fail)
+        assert registry.names == ["tone"]
+        assert registry.route("tone").held.row.numel()
+        assert sorted(place.name for place in home.iterdir()) == [".third.aside", ".topic.old", "tone"]
 
 
 def bombs() -> Iterator[tuple[str, bytes, str]]:

@@ -1,10 +1,14 @@
 """Who may ask how much, and with what the server starts."""
 
+import asyncio
 import inspect
 import json
+import os
 import socket
-from collections.abc import Iterator
-from dataclasses import asdict
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,13 @@ from attentune.cli import main
 from attentune.cli.serve import serve_command
 from attentune.errors import ConfigError
 from attentune.serving import Ask, keys
-from attentune.serving.keys import Keys
+from attentune.serving.keys import EVERYONE, Keys
 from attentune.serving.launch import application
 from attentune.serving.limits import Limits
+from attentune.serving.service import Service, Wanted
+from attentune.store import WEIGHTS
 from serving.app import client_of
+from serving.process import until
 
 
 def test_keys_scope_and_hide(tiny_bert: Path, folder: Path, made: dict[str, Path], tmp_path: Path) -> None:
@@ -56,10 +63,90 @@ def test_limits(tiny_bert: Path, folder: Path) -> None:
             yield from (b" " * 50 for _ in range(10))
 
         assert client.post("/v1/predict", content=chunks()).status_code == 413
+        assert client.post("/v2/models/tone/infer", content=chunks()).status_code == 413
         flood = client.post("/v1/predict", json={"items": [{"task": ["tone"] * 5, "input": "sun"}]})
         assert (flood.status_code, "retry-after" in flood.headers) == (422, False)
         assert "are 5 sequences and the queue holds 2" in flood.json()["detail"]
         assert client.post("/v1/predict", json={"items": [{"task": "tone", "input": "sun"}]}).status_code == 200
+
+
+def test_an_upload_that_is_too_long_or_cut_off_is_no_fault_of_the_server(
+    tiny_bert: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with client_of(tiny_bert, folder, upload_limit=1000) as client:
+        long = client.put("/v1/tasks/tone", content=iter([b"x" * 600] * 2))
+        assert (long.status_code, long.json()["detail"]) == (413, "the body may have 1000 bytes")
+        messages = iter([{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}])
+
+        async def receive() -> Any:
+            return next(messages)
+
+        async def send(message: Any) -> None:
+            pass
+
+        path = "/v1/tasks/tone"
+        scope = {"type": "http", "method": "PUT", "path": path, "headers": [], "query_string": b"", "root_path": ""}
+        assert client.portal is not None
+        client.portal.call(client.app, scope, receive, send)
+        page = client.get("/metrics").text
+        assert 'attentune_requests_total{route="/v1/tasks/{name}",status="400"} 1.0' in page
+        assert 'status="500"' not in page
+    assert not caplog.records
+
+
+@dataclass(frozen=True)
+class Slow:
+    client: TestClient
+    service: Service
+    go_on: Callable[[], object]
+    queued: list[Future[Any]]
+
+
+@pytest.fixture
+def slow(tiny_bert: Path, folder: Path) -> Iterator[Slow]:
+    """A server whose task "tone" is cold, in a file that cannot be read to its end before `go_on`."""
+    limits = Limits(request_timeout_s=1.0, max_wait_ms=60_000)
+    app = application(folder, str(tiny_bert), limits=limits, warm_bytes=1)
+    file = folder / "tone" / WEIGHTS
+    content = file.read_bytes()
+    file.unlink()
+    os.mkfifo(file)
+    engine, queued = app.state.service.engine, list[Future[Any]]()
+    submit = engine.submit
+
+    def seen(asks: list[Ask]) -> list[Future[Any]]:
+        queued.extend(submit(asks))
+        return queued
+
+    engine.submit = seen
+    with TestClient(app) as client:
+        yield Slow(client, app.state.service, lambda: file.write_bytes(content), queued)
+
+
+def test_what_is_queued_too_late_is_withdrawn(slow: Slow) -> None:
+    without_end = threading.Timer(20, slow.go_on)
+    without_end.start()
+    late = slow.client.post("/v1/predict", json={"items": [{"task": "tone", "input": "sun"}]})
+    without_end.cancel()
+    assert (late.status_code, late.json()["detail"]) == (503, "not answered within 1 s")
+    assert not slow.queued
+    slow.go_on()
+    until(lambda: slow.queued and all(future.cancelled() for future in slow.queued), 20)
+
+
+def test_what_is_queued_for_a_client_that_went_is_withdrawn(slow: Slow) -> None:
+    async def leave() -> None:
+        asked = asyncio.ensure_future(slow.service.all([Wanted("tone", "sun")], EVERYONE))
+        await asyncio.sleep(0.1)
+        asked.cancel()
+        await asyncio.wait([asked])
+        assert asked.cancelled()
+
+    assert slow.client.portal is not None
+    slow.client.portal.call(leave)
+    assert not slow.queued
+    slow.go_on()
+    until(lambda: slow.queued and all(future.cancelled() for future in slow.queued), 20)
 
 
 def test_a_full_queue_asks_to_come_back(tiny_bert: Path, folder: Path) -> None:

@@ -2,16 +2,24 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
+from safetensors.torch import load_file, save_file
 from test_predict import near
 
-from attentune.store import FILES
+from attentune.backbones import load_backbone
+from attentune.store import CARD, FILES, METRICS, WEIGHTS
+from attentune.tasks.classify import Regression
 from serving.app import TEXTS, alone, client_of, predicted
+from serving.kit import adapter
 from serving.process import tar_of, until
 
 
@@ -72,8 +80,9 @@ def test_bad_bodies_of_uploads_are_refused(client: TestClient) -> None:
 
 
 def test_what_a_kill_or_a_hand_leaves_on_disk(tiny_bert: Path, folder: Path, made: dict[str, Path]) -> None:
-    """Between two renames there is `.topic.old` alone; an earlier version may be broken; both do no harm."""
-    (folder / "topic").rename(folder / ".topic.old")
+    """Between two renames there is `.topic.aside` alone; an earlier version may be broken; both do no harm."""
+    (folder / "topic").rename(folder / ".topic.aside")
+    (folder / "names").rename(folder / ".names.old")  # The same, by who trained into the served folder.
     broken = shutil.copytree(made["better"], folder / ".versions" / "tone" / "0123")
     (broken / "adapter_model.safetensors").write_bytes(b"nonsense")
     with client_of(tiny_bert, folder) as client:
@@ -94,6 +103,78 @@ def test_trials(client: TestClient, made: dict[str, Path], tiny_bert: Path) -> N
     assert client.put("/v1/tasks/tone?share=0.5", json=body).json()["status"] == 409
     assert client.post("/v1/tasks/tone/trial", json={"promote": True}).json()["trial"] is None
     assert near(predicted(client, "tone"), new)
+
+
+def test_a_version_beside_a_trial_is_alike(client: TestClient, made: dict[str, Path]) -> None:
+    client.put("/v1/tasks/tone", json={"folder": str(made["topic"])})
+    client.put("/v1/tasks/tone", json={"folder": str(made["better"])})
+    tried = client.put("/v1/tasks/tone?share=0.5", json={"folder": str(made["tone"])}).json()
+    first = tried["earlier"][0]["id"]
+    for refused in (
+        client.put("/v1/tasks/tone", json={"folder": str(made["topic"])}),
+        client.put("/v1/tasks/tone", json={"folder": str(made["names"])}),
+        client.post("/v1/tasks/tone/rollback", json={"version": first}),
+    ):
+        assert (refused.status_code, "end the trial first" in refused.json()["detail"]) == (409, True), refused.text
+    assert client.get("/v1/tasks/tone").json() == tried
+    client.post("/v1/tasks/tone/trial", json={"promote": False})
+    assert client.post("/v1/tasks/tone/rollback", json={"version": first}).json()["version"]["id"] == first
+
+
+def test_numbers_agree_when_they_are_close(tiny_bert: Path, tmp_path: Path) -> None:
+    base, task = load_backbone(str(tiny_bert)), Regression(mean=3.0, std=2.0)
+    stars = adapter(base, tmp_path / "tasks" / "stars", task=task)
+    for more, agrees in ((0.05, "true"), (0.2, "false")):  # of the head's bias, in standard deviations
+        file = shutil.copytree(stars, tmp_path / agrees) / WEIGHTS
+        tensors = load_file(file)
+        (bias,) = (name for name in tensors if name.endswith("out_bias"))
+        save_file({**tensors, bias: tensors[bias] + more}, file)
+        with client_of(tiny_bert, tmp_path / "tasks") as client:
+            client.put("/v1/tasks/stars?shadow=true", json={"folder": str(file.parent)})
+            predicted(client, "stars")
+            wanted = f'attentune_shadow_answers_total{{agrees="{agrees}",task="stars"}} 1.0'
+            until(lambda wanted=wanted, client=client: wanted in client.get("/metrics").text, 20)
+            client.post("/v1/tasks/stars/trial", json={"promote": False})
+
+
+def test_tasks_are_listed_while_one_goes(client: TestClient, folder: Path) -> None:
+    pipe = folder / "names" / METRICS
+    pipe.unlink()
+    os.mkfifo(pipe)
+    found: list[Any] = []
+    writing: list[int] = []
+    listing = threading.Thread(target=lambda: found.append(client.get("/v1/tasks")))
+    going = threading.Thread(target=lambda: client.delete("/v1/tasks/tone"))
+    listing.start()
+    try:
+        until(lambda: writing.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)) or writing, 20)  # It is being read.
+        going.start()
+        going.join(30)
+        assert not going.is_alive()
+        assert not found
+    finally:
+        os.close(writing[0])
+        listing.join()
+    assert (found[0].status_code, [task["name"] for task in found[0].json()]) == (200, ["names", "tone", "topic"])
+    pipe.unlink()
+    assert [task["name"] for task in client.get("/v1/tasks").json()] == ["names", "topic"]
+
+
+@pytest.mark.parametrize(
+    "content", ['{"test": "\\ud800"}', '{"test": ' + "[" * 500 + "]" * 500 + "}", '{"test": 1e999}']
+)
+def test_one_odd_folder_hides_no_other(client: TestClient, made: dict[str, Path], tmp_path: Path, content: str) -> None:
+    odd = shutil.copytree(made["better"], tmp_path / "odd")
+    (odd / METRICS).write_text(content)
+    put = client.put("/v1/tasks/odd", content=tar_of(odd))
+    assert put.status_code in (200, 422), put.text
+    assert len(client.get("/v1/tasks").json()) == 3 + (put.status_code == 200)
+    (odd / METRICS).unlink()
+    card = json.loads((odd / CARD).read_text())
+    for labels in ([0, 1, 2], "abc", ["a", "b", "\ud800"], None):
+        (odd / CARD).write_text(json.dumps({**card, "task": {**card["task"], "labels": labels}}))
+        assert client.put("/v1/tasks/odd", content=tar_of(odd)).status_code == 422
+    assert client.get("/v1/tasks").status_code == 200
 
 
 def test_a_trial_is_of_the_same_kind_and_labels(client: TestClient, made: dict[str, Path]) -> None:

@@ -66,8 +66,12 @@ class TaskCard:
         """
         try:
             card = json.loads(text)
+            json.dumps(card, ensure_ascii=False).encode()  # Half of a surrogate pair could never be given again.
             if card["format"] != FORMAT:
                 raise StoreError(f"{where} has format {card['format']}, this attentune reads format {FORMAT}")
+            labels = card["task"].get("labels", [])
+            if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+                raise StoreError(f"{where} wants a list of texts as its labels, found {labels!r}")
             return cls(
                 name=str(card["name"]),
                 method=str(card["method"]),

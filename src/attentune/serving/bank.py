@@ -143,7 +143,7 @@ class Bank:
                 f"adapter {name!r} writes texts, which the bank does not serve; attentune.predict_many does"
             )
         tensors, sha256 = store.tensors(stored.folder)
-        config, head = stored.method, Head.of(stored.method)
+        config, head = stored.method, Head.of(stored.method, int(self.model.config.hidden_size))
         check_card(stored.card, config, max_length(self.model.config))
         if head.kind == "masked":
             self._bring_vocabulary(name)

@@ -65,23 +65,27 @@ class Batcher:
     def __len__(self) -> int:
         return self._count
 
-    def put(self, pieces: Sequence[Piece]) -> None:
-        """Queue sequences, all or none.
+    def check(self, count: int) -> None:
+        """Whether there is room for so many sequences now.
 
         Raises:
             UnsupportedError: they are more than the queue ever holds.
             OverloadedError: the queue is full, or closed.
         """
-        if len(pieces) > self.queue:
+        if count > self.queue:
             raise UnsupportedError(
-                f"the texts of the request are {len(pieces)} sequences and the queue holds {self.queue}; ask for fewer "
-                "at once"
+                f"the texts of the request are {count} sequences and the queue holds {self.queue}; ask for fewer at "
+                "once"
             )
+        if self._closed:
+            raise OverloadedError("the engine is shutting down")
+        if self._count + count > self.queue:
+            raise OverloadedError(f"{self._count} sequences are waiting and at most {self.queue} may; try later")
+
+    def put(self, pieces: Sequence[Piece]) -> None:
+        """Queue sequences, all or none; raises as `check` does."""
         with self._changed:
-            if self._closed:
-                raise OverloadedError("the engine is shutting down")
-            if self._count + len(pieces) > self.queue:
-                raise OverloadedError(f"{self._count} sequences are waiting and at most {self.queue} may; try later")
+            self.check(len(pieces))
             for piece in pieces:
                 task = piece.held.entry.name
                 self._buckets.setdefault(piece.bucket, OrderedDict()).setdefault(task, deque()).append(piece)

@@ -17,14 +17,16 @@ from transformers import PreTrainedTokenizerBase
 from attentune.backbones import load_tokenizer
 from attentune.batches import joined, logits_by_sequence
 from attentune.confidence import answers, check_wishes
-from attentune.errors import AttentuneError
+from attentune.errors import AttentuneError, UnsupportedError
 from attentune.predict import mixes_nothing
 from attentune.serving.bank import Bank
 from attentune.serving.batcher import Batcher, Piece
 from attentune.serving.entry import Entry
 from attentune.serving.held import Held
+from attentune.serving.room import CHARACTERS, characters, sequences
 from attentune.tasks import Answer, Features
 from attentune.tasks.inputs import Input, as_row
+from attentune.tasks.sources import Row
 from attentune.tasks.task import Logits, pad_inputs
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,16 @@ class Ran:
     waited: float
     """Seconds that its oldest sequence waited."""
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The asks of one task that can be read."""
+
+    held: Held
+    at: list[int]
+    """Which they are."""
+    rows: list[Row]
 
 
 @dataclass(eq=False)
@@ -101,10 +113,12 @@ class Engine:
 
         Raises:
             OverloadedError: the queue has no room for all of them; none is queued.
-            UnsupportedError: it never has; none is queued.
+            UnsupportedError: it never has, or there is more to read than one request may have; none is queued.
         """
         futures = [Future[Answer]() for _ in asks]
-        waiting = list(self._encode(asks, futures))
+        read = list(self._read(asks, futures))
+        self._check_room(read)
+        waiting = [one for part in read for one in self._encode(part, asks, futures)]
         self.batcher.put([piece for one in waiting for piece in one.pieces])
         for one in waiting:
             self._watch(one)
@@ -132,13 +146,12 @@ class Engine:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _encode(self, asks: Sequence[Ask], futures: Sequence[Future[Answer]]) -> Iterable[_Waiting]:
-        """Tokenise the asks of each task together; one that cannot be read gets its error and no place."""
+    def _read(self, asks: Sequence[Ask], futures: Sequence[Future[Answer]]) -> Iterable[_Read]:
+        """The asks of each task together; one that cannot be read gets its error and no place."""
         by_task: defaultdict[str | Entry, list[int]] = defaultdict(list)
         for i, ask in enumerate(asks):
             by_task[ask.task if isinstance(ask.task, str) else ask.task.entry].append(i)
         for places in by_task.values():
-            at: list[int] = []
             task = asks[places[0]].task
             try:
                 held = self.bank.hold(task) if isinstance(task, str) else task
@@ -146,32 +159,53 @@ class Engine:
                 for i in places:
                     futures[i].set_exception(error)
                 continue
-            card = held.entry.card
+            card, part = held.entry.card, _Read(held, [], [])
             for i in places:
                 try:
                     check_wishes(card.task, card.calibration, asks[i].abstain_at, asks[i].coverage)
                     if asks[i].attention and not held.entry.prompts:
                         raise mixes_nothing(held.entry.name, card)
-                    at.append(i)
+                    part.rows.append(as_row(asks[i].input, card, "the input"))
+                    part.at.append(i)
                 except AttentuneError as error:
                     futures[i].set_exception(error)
-            for i, features in zip(at, self._features(held.entry, [asks[i].input for i in at]), strict=True):
-                if isinstance(features, AttentuneError):
-                    futures[i].set_exception(features)
-                    continue
-                pieces = [Piece(held, sequence, asks[i].attention) for sequence in features.sequences]
-                yield _Waiting(asks[i], held.entry, features, pieces, futures[i])
+            if part.rows:
+                yield part
 
-    def _features(self, entry: Entry, inputs: Sequence[Input]) -> Sequence[Features | AttentuneError]:
-        card = entry.card
+    def _check_room(self, read: Sequence[_Read]) -> None:
+        """Before it is tokenised: a small request may be many sequences, or one text many times."""
+        cards = [part.held.entry.card for part in read]
+        count = sum(characters(card.task, part.rows) for card, part in zip(cards, read, strict=True))
+        if count > CHARACTERS:
+            raise UnsupportedError(
+                f"the request has {count} characters, each text once for every task and choice that it is read for, "
+                f"and one request may have {CHARACTERS}; ask for fewer at once"
+            )
+        with self._encoding:
+            counts = [
+                sequences(card.task, self.tokenizer, part.rows, card.max_length)
+                for card, part in zip(cards, read, strict=True)
+            ]
+        self.batcher.check(sum(counts))
+
+    def _encode(self, part: _Read, asks: Sequence[Ask], futures: Sequence[Future[Answer]]) -> Iterable[_Waiting]:
+        """Tokenise the asks of a task together; one that does not fit gets its error and no place."""
+        held = part.held
+        for i, features in zip(part.at, self._features(held.entry, part.rows), strict=True):
+            if isinstance(features, AttentuneError):
+                futures[i].set_exception(features)
+                continue
+            pieces = [Piece(held, sequence, asks[i].attention) for sequence in features.sequences]
+            yield _Waiting(asks[i], held.entry, features, pieces, futures[i])
+
+    def _features(self, entry: Entry, rows: Sequence[Row]) -> Sequence[Features | AttentuneError]:
         try:
-            rows = [as_row(item, card, "the input") for item in inputs]
             with self._encoding:
-                return card.task.encode(self.tokenizer, rows, card.max_length)
+                return entry.card.task.encode(self.tokenizer, rows, entry.card.max_length)
         except AttentuneError as error:
-            if len(inputs) == 1:
+            if len(rows) == 1:
                 return [error]
-            return [self._features(entry, [item])[0] for item in inputs]
+            return [self._features(entry, [row])[0] for row in rows]
 
     def _watch(self, one: _Waiting) -> None:
         """Answer when all sequences are done; withdraw them when nobody waits any more."""

@@ -4,7 +4,7 @@
     DIR/.versions/<task>/<id>/      earlier ones, and one that is on trial
     DIR/.versions/<task>/trial.json which one that is
     DIR/.incoming/                  uploads that are being checked
-    DIR/.<task>.old/                what answers, while another version takes its place
+    DIR/.<task>.aside/              what answers, while another version takes its place
     DIR/.lock                       held by the server that changes something
     DIR/.revision                   another text after every change
 
@@ -70,6 +70,13 @@ class Folder:
         """A place that is not there yet, for what is on its way."""
         return self.path / ".incoming" / uuid.uuid4().hex
 
+    def aside(self, name: str) -> Path:
+        """Where the version that answers lies while another takes its place.
+
+        Not `store.aside`, from which whoever reads the task puts it back: this is for `recover`, under the lock.
+        """
+        return self.path / f".{name}.aside"
+
     @contextmanager
     def alone(self) -> Generator[None]:
         """Nobody else changes the folder meanwhile; one that cannot be written is not locked."""
@@ -82,8 +89,9 @@ class Folder:
 
     def recover(self) -> None:
         """Put back what a kill left aside; nobody else may be changing the folder."""
-        for left in self.path.glob(".*.old"):
-            store.recover(left.with_name(left.name[1:].removesuffix(".old")))
+        for ending in (".aside", ".old"):
+            for left in self.path.glob(f".*{ending}"):
+                store.put_back(left, self.place(left.name[1:].removesuffix(ending)))
 
     def revision(self) -> str:
         """What changes with every change; empty before the first."""

@@ -1,4 +1,4 @@
-"""Before anything reads a request: its key, its size, and how many are in work. After it: how long it took."""
+"""Around every request: its size, how many are in work, and how long it took; and what a key may do."""
 
 from __future__ import annotations
 

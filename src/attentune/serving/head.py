@@ -25,12 +25,14 @@ class Head:
     kind: str
     pooling: str
     num_labels: int
+    width: int
+    """D."""
     words: tuple[int, ...] = ()
     mask: int | None = None
 
     @classmethod
-    def of(cls, config: MethodConfig) -> Head:
-        """The head of an adapter's config.
+    def of(cls, config: MethodConfig, width: int) -> Head:
+        """The head of an adapter's config, on states of `width` numbers.
 
         Raises:
             UnsupportedError: it has none.
@@ -42,7 +44,7 @@ class Head:
                 "answered by `attentune predict`"
             )
         head = HeadConfig(**config.head)
-        return cls(method.name, head.kind, head.pooling, head.num_labels, tuple(head.words), head.mask)
+        return cls(method.name, head.kind, head.pooling, head.num_labels, width, tuple(head.words), head.mask)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -59,8 +61,14 @@ class Head:
         if not self.names:
             return torch.zeros(0)
         weight, bias = (tensors.get(name) for name in self.names)
-        if weight is None or bias is None or weight.dim() != 2 or {len(weight), len(bias)} != {self.num_labels}:
-            raise StoreError(f"the adapter's head does not have the {self.num_labels} outputs that its config names")
+        if weight is None or bias is None:
+            raise StoreError(f"the adapter has no head: wanted are the tensors {', '.join(self.names)}")
+        wanted, found = [[self.num_labels, self.width], [self.num_labels]], [list(weight.shape), list(bias.shape)]
+        if found != wanted:
+            raise StoreError(
+                f"the adapter's head does not have the {self.num_labels} outputs that its config names on the "
+                f"backbone's width {self.width}: it is {found[0]} and {found[1]}"
+            )
         row = torch.cat([weight.float().flatten(), bias.float()])
         if not bool(row.isfinite().all()):
             raise StoreError("the adapter's head holds numbers that are not finite")

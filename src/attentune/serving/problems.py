@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from attentune.errors import AttentuneError, ConflictError, OverloadedError, StorageError, UnknownTaskError
@@ -94,6 +95,9 @@ def install(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(_methods(app, request))
         return Problem(error.status_code, str(error.detail), headers)
 
+    async def gone(_: Request, error: Any) -> Problem:
+        return Problem(400, "the client has gone")
+
     async def broken(request: Request, error: Exception) -> Problem:
         log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
         return Problem(500, "the server failed; its log says why")
@@ -102,6 +106,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(AttentuneError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, broken)
 
 

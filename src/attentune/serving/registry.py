@@ -16,13 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from attentune import store
 from attentune.errors import AttentuneError, ConfigError, ConflictError, StoreError, UnknownTaskError
 from attentune.serving.bank import Bank
 from attentune.serving.folder import Folder, check_name, version_id, writing
 from attentune.serving.held import Held
-from attentune.serving.versions import Served, Trial, Version, read
-from attentune.tasks import Task
+from attentune.serving.versions import Served, Trial, Version, check_alike, check_beside, read
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,15 @@ class Registry:
     @property
     def names(self) -> list[str]:
         """The tasks, in order of name."""
-        return sorted(self._tasks)
+        return [name for name, _ in self.tasks]
+
+    @property
+    def tasks(self) -> list[tuple[str, Served]]:
+        """The same, with what is served under each name now."""
+        return sorted(self._tasks.items())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tasks
 
     def task(self, name: str) -> Served:
         """The task of a name, or UnknownTaskError."""
@@ -144,8 +150,8 @@ class Registry:
 
         `fill` writes the folder's files into an empty folder. The version that answers already stays as it is; the one
         on trial answers from now on when it is put without a trial. Raises what `fill` and `Bank.stage` raise,
-        ConfigError for a name or share that cannot be, ConflictError for a trial beside another one or of another kind
-        of task, and StorageError when the disk is full.
+        ConfigError for a name or share that cannot be, ConflictError for a trial beside another one, for a version of
+        another kind or of other labels than the one that it is tried beside, and StorageError when the disk is full.
         """
         check_name(name)
         if share is not None and not 0 < share <= 1:
@@ -178,9 +184,11 @@ class Registry:
                     self._discard(version)
                     return self._promote(name, served.trial)
                 else:
+                    check_beside(name, served, version)
                     self._activate(name, version)
         except Exception:
-            self._discard(version)
+            if version.entry.folder != self.folder.place(name):
+                self._discard(version)
             raise
         return version
 
@@ -197,7 +205,10 @@ class Registry:
             shutil.rmtree(gone, ignore_errors=True)
 
     def roll_back(self, name: str, version: str | None = None) -> Version:
-        """Let an earlier version answer again: the last one, or the one of that id."""
+        """Let an earlier version answer again: the last one, or the one of that id.
+
+        Raises what `Bank.stage` raises, and ConflictError where there is none, or one on trial that is not alike.
+        """
         with self._change(name):
             served = self.task(name)
             there = [v for v in served.earlier if version in (None, v.id)]
@@ -207,9 +218,9 @@ class Registry:
                     f"no earlier version {version or ''} of {name!r}; there are {ids}".replace("  ", " ")
                 )
             chosen = there[-1]
+            check_beside(name, served, chosen)
             # Checked again: its files may have changed while it slept.
             again = Version(chosen.id, self.bank.stage(name, chosen.entry.folder))
-            served.earlier.remove(chosen)
             self._activate(name, again)
             return again
 
@@ -263,7 +274,7 @@ class Registry:
         served = self.task(name)
         if served.trial is not None:
             raise ConflictError(f"version {served.trial.version.id} of {name!r} is on trial already; end that first")
-        _check_alike(name, served.active.entry.card.task, version.entry.card.task)
+        check_alike(name, served.active, version, "put it without a trial")
         self._move(version, self.folder.version(name, version.id))
         self.folder.set_trial(name, {"version": version.id, "share": share, "shadow": shadow})
         served.earlier = [v for v in served.earlier if v.id != version.id]
@@ -289,16 +300,17 @@ class Registry:
             self.bank.publish(version.entry)
             self._tasks[name] = Served(version)
             return
-        old = served.active
+        old, origin = served.active, version.entry.folder
         self.folder.versions(name).mkdir(parents=True, exist_ok=True)
-        self._move(old, store.aside(place))
+        self._move(old, self.folder.aside(name))
         try:
             self._move(version, place)
+            self._move(old, self.folder.version(name, old.id))
+            os.utime(old.entry.folder)  # The order of earlier versions is that of their ends.
         except OSError:
+            self._move(version, origin)
             self._move(old, place)
             raise
-        self._move(old, self.folder.version(name, old.id))
-        os.utime(old.entry.folder)  # The order of earlier versions is that of their ends.
         shutil.rmtree(self.folder.version(name, version.id), ignore_errors=True)  # An earlier copy of what answers now.
         self.bank.publish(version.entry)
         self.bank.tiers.drop(old.entry)
@@ -326,22 +338,6 @@ class Registry:
         self.bank.remove(name)
         if served.trial is not None:
             self.bank.tiers.drop(served.trial.version.entry)
-
-
-def _check_alike(name: str, active: Task, tried: Task) -> None:
-    """ConflictError unless one may answer in the place of the other."""
-    if (active.kind, active.pair) != (tried.kind, tried.pair):
-        kinds = [f"{task.kind}{' of pairs' if task.pair else ''}" for task in (active, tried)]
-        raise ConflictError(
-            f"a version on trial answers the asks of {name!r}, which is {kinds[0]}, and the new version is {kinds[1]}; "
-            "put it without a trial, or under another name"
-        )
-    if active.labels != tried.labels:
-        odd = ", ".join(sorted(set(active.labels) ^ set(tried.labels))[:5]) or "their order"
-        raise ConflictError(
-            f"a version on trial has the labels of the one that answers as {name!r}, and the new version differs in "
-            f"{odd}; put it without a trial, or under another name"
-        )
 
 
 def _line(error: Exception) -> str:

@@ -165,12 +165,12 @@ def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], 
     registry = service.registry
 
     @app.get("/v1/tasks", responses=document.problems(*ASKED))
-    async def tasks(key: Annotated[Key, Depends(predict_key)]) -> list[TaskInfo]:  # pyright: ignore[reportUnusedFunction]
+    def tasks(key: Annotated[Key, Depends(predict_key)]) -> list[TaskInfo]:  # pyright: ignore[reportUnusedFunction]
         """The tasks that the key sees."""
-        return [_info(name, registry.task(name)) for name in service.names(key)]
+        return [_info(name, served) for name, served in service.tasks(key)]
 
     @app.get("/v1/tasks/{name}", responses=document.problems(*ASKED, 404))
-    async def task(name: str, key: Annotated[Key, Depends(predict_key)]) -> TaskInfo:  # pyright: ignore[reportUnusedFunction]
+    def task(name: str, key: Annotated[Key, Depends(predict_key)]) -> TaskInfo:  # pyright: ignore[reportUnusedFunction]
         """One task."""
         return _info(name, service.visible(key, name))
 
@@ -191,35 +191,37 @@ def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], 
         """Serve an adapter folder under a name, new or in place of another version: a tar, or a folder by its name."""
         _refuse_hidden(key, name)
         content = await request.body()
-        if request.headers.get("content-type", "").startswith("application/json"):
-            fill = copy_of(_local_folder(content))
-        else:
-            fill = partial(unpack, content, service.limits.upload_limit)
-        await run_in_threadpool(registry.put, name, fill, share, shadow)
-        return _info(name, registry.task(name))
+        local = request.headers.get("content-type", "").startswith("application/json")
+
+        def serve() -> TaskInfo:
+            fill = copy_of(_local_folder(content)) if local else partial(unpack, content, service.limits.upload_limit)
+            registry.put(name, fill, share, shadow)
+            return _info(name, registry.task(name))
+
+        return await run_in_threadpool(serve)
 
     @app.delete("/v1/tasks/{name}", status_code=204, responses=document.problems(*ASKED, 404))
-    async def remove(name: str, key: Annotated[Key, Depends(admin_key)]) -> None:  # pyright: ignore[reportUnusedFunction]
+    def remove(name: str, key: Annotated[Key, Depends(admin_key)]) -> None:  # pyright: ignore[reportUnusedFunction]
         """Take a task and all its versions away."""
         service.visible(key, name)
-        await run_in_threadpool(registry.remove, name)
+        registry.remove(name)
 
     @app.post("/v1/tasks/{name}/rollback", responses=document.problems(*ASKED, 404, 409, 422))
-    async def roll_back(  # pyright: ignore[reportUnusedFunction]
+    def roll_back(  # pyright: ignore[reportUnusedFunction]
         name: str, body: RollBack, key: Annotated[Key, Depends(admin_key)]
     ) -> TaskInfo:
         """Let an earlier version answer again."""
         service.visible(key, name)
-        await run_in_threadpool(registry.roll_back, name, body.version)
+        registry.roll_back(name, body.version)
         return _info(name, registry.task(name))
 
     @app.post("/v1/tasks/{name}/trial", responses=document.problems(*ASKED, 404, 409, 422))
-    async def end_trial(  # pyright: ignore[reportUnusedFunction]
+    def end_trial(  # pyright: ignore[reportUnusedFunction]
         name: str, body: Verdict, key: Annotated[Key, Depends(admin_key)]
     ) -> TaskInfo:
         """End the trial: the version answers from now on, or goes."""
         service.visible(key, name)
-        await run_in_threadpool(registry.end_trial, name, body.promote)
+        registry.end_trial(name, body.promote)
         return _info(name, registry.task(name))
 
 

@@ -18,10 +18,13 @@ from attentune.serving.meters import Meters
 from attentune.serving.problems import Refused, describe
 from attentune.serving.registry import Registry, Route
 from attentune.serving.versions import Served
-from attentune.tasks import Answer
+from attentune.tasks import Answer, Task
+from attentune.tasks.classify import Regression
 
 DECISIONS = ("label", "labels", "tags", "answer", "choice")
 """The keys of an answer in which a shadow can agree or not."""
+CLOSE = 0.1
+"""Standard deviations of the values in training by which two numbers may differ and agree."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,13 @@ class Service:
             raise UnknownTaskError(f"there is no task {name!r}")
         return self.registry.task(name)
 
+    def tasks(self, key: Key) -> list[tuple[str, Served]]:
+        """The tasks that the key sees, as they are now."""
+        return [(name, served) for name, served in self.registry.tasks if key.sees(name)]
+
     def names(self, key: Key) -> list[str]:
-        """The tasks that the key sees."""
-        return [name for name in self.registry.names if key.sees(name)]
+        """Their names."""
+        return [name for name, _ in self.tasks(key)]
 
     async def submit(self, wanted: Sequence[Wanted], key: Key) -> list[asyncio.Future[Answer]]:
         """Queue what is wanted; an unknown task or an input that does not fit fails alone, as an exception."""
@@ -64,9 +71,9 @@ class Service:
             )
         failed: dict[int, Exception] = {}
         asks, places, shadows = await run_in_threadpool(self._route, wanted, key, failed)
-        futures = await run_in_threadpool(self._queue, asks, [ask for _, ask in shadows])
-        for (heard, _), unheard in zip(shadows, futures[len(asks) :], strict=False):
-            self._compare(wanted[places[heard]].task, futures[heard], unheard)
+        futures = await run_in_threadpool(self._queue, asks, [ask for _, ask, _ in shadows])
+        for (heard, _, kind), unheard in zip(shadows, futures[len(asks) :], strict=False):
+            self._compare(wanted[places[heard]].task, kind, futures[heard], unheard)
         found: dict[int, asyncio.Future[Answer]] = {
             i: asyncio.wrap_future(future) for i, future in zip(places, futures, strict=False)
         }
@@ -88,11 +95,11 @@ class Service:
 
     def _route(
         self, wanted: Sequence[Wanted], key: Key, failed: dict[int, Exception]
-    ) -> tuple[list[Ask], list[int], list[tuple[int, Ask]]]:
-        """Asks, which of the wanted each is for, and (which ask, its shadow)."""
+    ) -> tuple[list[Ask], list[int], list[tuple[int, Ask, Task]]]:
+        """Asks, which of the wanted each is for, and (which ask, its shadow, the kind of task)."""
         asks: list[Ask] = []
         places: list[int] = []
-        shadows: list[tuple[int, Ask]] = []
+        shadows: list[tuple[int, Ask, Task]] = []
         for i, one in enumerate(wanted):
             try:
                 self.visible(key, one.task)
@@ -103,16 +110,20 @@ class Service:
             places.append(i)
             asks.append(Ask(route.held, one.input, one.abstain_at, one.coverage, one.attention))
             if route.unheard is not None:
-                shadows.append((len(asks) - 1, Ask(route.unheard, one.input)))
+                shadows.append((len(asks) - 1, Ask(route.unheard, one.input), route.held.entry.card.task))
         return asks, places, shadows
 
     async def each(self, wanted: Sequence[Wanted], key: Key) -> AsyncIterator[dict[str, Any]]:
         """{"index", "task", "answer"} or {"index", "task", "error"} in the order in which they are done."""
-        futures = await self.submit(wanted, key)
+        clock = asyncio.get_running_loop().time
+        end = clock() + self.limits.request_timeout_s
+        # A thread that queues cannot be stopped: what it still queues is withdrawn when it is there.
+        submitted = asyncio.ensure_future(self.submit(wanted, key))
         try:
+            futures = await asyncio.wait_for(asyncio.shield(submitted), self.limits.request_timeout_s)
             pending = [_numbered(i, future) for i, future in enumerate(futures)]
             # Not asyncio.timeout, which belongs to one task: a stream is read by another than began it.
-            for done in asyncio.as_completed(pending, timeout=self.limits.request_timeout_s):
+            for done in asyncio.as_completed(pending, timeout=end - clock()):
                 i, outcome = await done
                 yield {"index": i, "task": wanted[i].task, **outcome}
         except TimeoutError as error:
@@ -120,8 +131,7 @@ class Service:
                 503, f"not answered within {self.limits.request_timeout_s:g} s", {"Retry-After": "1"}
             ) from error
         finally:
-            for future in futures:
-                future.cancel()
+            submitted.add_done_callback(_withdraw)
 
     async def all(self, wanted: Sequence[Wanted], key: Key) -> list[dict[str, Any]]:
         """The same, in the order of what is wanted, without the numbers."""
@@ -132,22 +142,34 @@ class Service:
         if done.cancelled():
             return
         failed = done.exception()
-        known = task in self.registry.names
         (self.meters.failed if failed else self.meters.answers).labels(
-            self.meters.label(task) if known else "(unknown)"
+            self.meters.label(task) if task in self.registry else "(unknown)"
         ).inc()
 
-    def _compare(self, task: str, heard: Future[Answer], unheard: Future[Answer]) -> None:
+    def _compare(self, name: str, task: Task, heard: Future[Answer], unheard: Future[Answer]) -> None:
         """Count whether the shadow agrees, when both have answered."""
         left = iter((False, True))  # The second to be done counts.
 
         def told(_: Future[Answer]) -> None:
             if next(left) and not any(f.cancelled() or f.exception() for f in (heard, unheard)):
-                same = all(heard.result().get(key) == unheard.result().get(key) for key in DECISIONS)
-                self.meters.shadows.labels(self.meters.label(task), str(same).lower()).inc()
+                same = _agree(task, heard.result(), unheard.result())
+                self.meters.shadows.labels(self.meters.label(name), str(same).lower()).inc()
 
         heard.add_done_callback(told)
         unheard.add_done_callback(told)
+
+
+def _agree(task: Task, heard: Answer, unheard: Answer) -> bool:
+    if isinstance(task, Regression):
+        return abs(heard["value"] - unheard["value"]) <= CLOSE * task.std
+    return all(heard.get(key) == unheard.get(key) for key in DECISIONS)
+
+
+def _withdraw(submitted: asyncio.Future[list[asyncio.Future[Answer]]]) -> None:
+    """Cancel what nobody waits for any more."""
+    if not submitted.cancelled() and submitted.exception() is None:
+        for future in submitted.result():
+            future.cancel()
 
 
 async def _numbered(i: int, future: asyncio.Future[Answer]) -> tuple[int, dict[str, Any]]:

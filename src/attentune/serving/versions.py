@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attentune.errors import AttentuneError, StoreError
+from attentune.errors import AttentuneError, ConflictError, StoreError
 from attentune.serving.bank import Bank
 from attentune.serving.entry import Entry
 from attentune.serving.folder import Folder, version_id
@@ -73,3 +73,26 @@ def _version(name: str, place: Path, bank: Bank, known: dict[str, Version]) -> V
         bank.tiers.drop(entry)
         raise StoreError("it changed while it was read")
     return Version(identity, entry)
+
+
+def check_beside(name: str, served: Served | None, version: Version) -> None:
+    """ConflictError unless a version may answer beside the one on trial, if there is one."""
+    if served is not None and served.trial is not None:
+        check_alike(name, served.trial.version, version, "end the trial first")
+
+
+def check_alike(name: str, there: Version, new: Version, instead: str) -> None:
+    """ConflictError unless one may answer in the place of the other; `instead` is what else can be done."""
+    one, other = there.entry.card.task, new.entry.card.task
+    if (one.kind, one.pair) != (other.kind, other.pair):
+        kinds = [f"{task.kind}{' of pairs' if task.pair else ''}" for task in (one, other)]
+        raise ConflictError(
+            f"a version on trial answers the asks of {name!r}, which is {kinds[0]}, and the new version is {kinds[1]}; "
+            f"{instead}, or put it under another name"
+        )
+    if one.labels != other.labels:
+        odd = ", ".join(sorted(set(one.labels) ^ set(other.labels))[:5]) or "their order"
+        raise ConflictError(
+            f"a version on trial has the labels of the one that answers as {name!r}, and the new version differs in "
+            f"{odd}; {instead}, or put it under another name"
+        )

@@ -54,13 +54,7 @@ class TaskTable:
         self.table.rows = [_row(line) for line in await run_in_threadpool(self._lines)]
 
     def _lines(self) -> list[Line]:
-        found: list[Line] = []
-        for name in self.service.names(self.key):
-            try:
-                found.append(overview.line(name, self.service.visible(self.key, name)))
-            except UnknownTaskError:
-                continue  # Taken away since the names were read.
-        return found
+        return [overview.line(name, served) for name, served in self.service.tasks(self.key)]
 
     async def open(self, event: Any) -> None:
         """Show one task."""
@@ -189,4 +183,4 @@ def _drawn(shown: str, bins: Reliability) -> tuple[str, float]:
 
 def signature(service: Service, key: Key) -> Sequence[tuple[str, str]]:
     """What changes when the table does."""
-    return [(name, service.registry.task(name).active.id) for name in service.names(key)]
+    return [(name, served.active.id) for name, served in service.tasks(key)]
