@@ -117,3 +117,11 @@ def test_padding_on_the_left_changes_no_pooled_state(pool: str) -> None:
     model = get_peft_model(TaskModel(model_of("roberta")), config).eval()
     right, left = (model(**batch_of("roberta", side=side)).logits for side in ("right", "left"))
     torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
+
+
+def test_shapes_can_be_had_without_numbers() -> None:
+    """On the meta device, where nothing is calculated."""
+    with torch.device("meta"):
+        model = get_peft_model(model_of("bert"), TinyAttentionConfig())
+    found = model(input_ids=torch.ones(2, 5, dtype=torch.long, device="meta")).last_hidden_state
+    assert found.shape == (2, 5, 32)

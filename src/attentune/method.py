@@ -156,6 +156,7 @@ class Frame:
     batch: int = 0
     """B of the whole batch."""
     device: torch.device | None = None
+    """Where the batch is."""
     doubts: list[Tensor] = field(default_factory=_no_doubts)
     """[R] each: what must hold for every row, and was not looked at while a graph was made."""
 
