@@ -1,10 +1,11 @@
 # The same commands for people and for CI. Everything below `install` works from nothing but Python 3.11 and make.
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-# One thread a process: the tests already run in parallel, and more threads than cores only wait for each other.
+# One thread a process: the tests already run in parallel, and more threads than cores only wait for each other. A third
+# process fills two cores while tests wait for servers and clusters.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help

@@ -8,9 +8,8 @@ BERTs with random weights, float32. The fastest product multiplies square matric
 MB; all take turns, and times are medians of processor time. "Products" are the linear maps and the attention of all
 blocks, of the same shapes, with nothing between them. An edit does at least its own products, and reads and writes what
 it changes; a prompt sends its rows through all blocks (the script has the formulas). What is measured lies above that,
-most of all where the least is next to nothing: an edit is several calls, each has to be launched from Python, and each
-goes through the states of the whole batch in memory, also where few of them change (PASTA adds to all positions what is
-zero but at the special tokens). Shares below 0 are noise.
+most of all where the least is next to nothing: an edit is several calls, each has to be launched from Python, and most
+go through the states of the whole batch in memory. Shares below 0 are noise.
 
 What is counted, with L blocks of width D, B rows of T positions, numbers of 4 bytes:
 

@@ -54,6 +54,8 @@ FORMS = [
 ]
 FORMS += [Form(name) for name in METHODS if name not in {form.method for form in FORMS}]
 """A method that is registered and has no form above joins with its defaults."""
+ONE_A_METHOD = [f for i, f in enumerate(FORMS) if f.method not in {g.method for g in FORMS[:i]}]
+"""The first form of each method."""
 
 REFUSED = {("pasta", kind) for kind in ("t5",)}
 """(method, architecture) that is refused in one sentence."""

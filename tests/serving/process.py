@@ -101,7 +101,7 @@ def tar_of(folder: Path) -> bytes:
     return buffer.getvalue()
 
 
-def until(holds: Callable[[], Any], seconds: float = 180) -> None:
+def until(holds: Callable[[], Any], seconds: float = 400) -> None:
     """Wait until it holds."""
     end = time.monotonic() + seconds
     while True:

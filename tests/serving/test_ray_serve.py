@@ -111,11 +111,11 @@ def test_load_brings_a_second_replica_and_one_is_killed(server: Server, wanted: 
     asking = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
     for thread in asking:
         thread.start()
-    until(lambda: len(replicas(server)) == 2, seconds=240)
+    until(lambda: len(replicas(server)) == 2)
     victim = min(replicas(server))
     os.kill(victim, signal.SIGKILL)
     killed = seen[200]
-    until(lambda: len(replicas(server) - {victim}) == 2, seconds=240)
+    until(lambda: len(replicas(server) - {victim}) == 2)
     until(lambda: seen[200] > killed + 40)
     done.set()
     for thread in asking:
