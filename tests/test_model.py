@@ -12,7 +12,6 @@ from transformers import BertConfig, BertForSequenceClassification
 from attentune import (
     AttemptConfig,
     ConfigError,
-    HeadConfig,
     KernelMixConfig,
     PastaConfig,
     PrefixPropagationConfig,
@@ -33,7 +32,7 @@ def trained(model: Any) -> set[str]:
 @pytest.mark.parametrize("trainable", [True, False])
 def test_a_second_adapter_leaves_the_first_one_s_head_trained(trainable: bool, tmp_path: Path) -> None:
     model = get_peft_model(TaskModel(model_of("bert")), PastaConfig(head=head()))
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     before = trained(model)
     assert any("out_weight" in name for name in before)
     model.add_adapter("added", PastaConfig(head=head(num_labels=2)))
@@ -105,9 +104,9 @@ def test_a_row_whose_adapter_saved_no_head_has_the_model_s_own() -> None:
 
 def test_pooling_the_prompt_needs_one() -> None:
     with pytest.raises(ConfigError, match="pasta has none"):
-        PastaConfig(head=HeadConfig("sequence", 2, pooling="prefix"))
+        PastaConfig(head=head(pooling="prefix"))
     with pytest.raises(ConfigError, match="prefix_propagation has none as it is set"):
-        PrefixPropagationConfig(mode="tune", head=HeadConfig("sequence", 2, pooling="prefix"))
+        PrefixPropagationConfig(mode="tune", head=head(pooling="prefix"))
 
 
 @pytest.mark.parametrize("pool", ["text", "prefix"])

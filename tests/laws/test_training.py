@@ -68,7 +68,8 @@ MIXED = [c for c in CELLS if c.values[1] == "bert" or (c.values[1] in UNLIKE and
 def test_gradients_of_mixed_rows_are_those_of_each_row_alone(form: Form, kind: str) -> None:
     model, batch = adapted(form, kind), batch_of(kind, (9, 12, 7))
     add(model, "other", form, 2)
-    model.base_model.set_requires_grad(["default", "other"], True)
+    tuner: Any = model.base_model
+    tuner.set_requires_grad(["default", "other"], True)
     names = ["other", "default", "__base__"]
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(answer(model, batch).shape, generator=generator) * real(batch)[..., None]
@@ -95,11 +96,12 @@ def test_checkpointed_blocks_run_again_with_the_batch_that_they_first_ran_with(m
     for checkpointed in (False, True):
         model = adapted(Form(method), kind, dropout=0.0)
         add(model, "other", Form(method), 2, dropout=0.0)
-        model.base_model.set_requires_grad(["default", "other"], True)
+        tuner: Any = model.base_model
+        tuner.set_requires_grad(["default", "other"], True)
         if checkpointed:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
-                model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+                tuner.model.gradient_checkpointing_enable({"use_reentrant": False})
         for module in model.train().modules():
             for field in ("p", "dropout_prob"):
                 if isinstance(getattr(module, field, None), float):
