@@ -79,12 +79,12 @@ def test_windows_are_counted_before_they_are_made(
     row = {"question": "sun " * asked, "context": "unseen " * told}
     task = QuestionAnswering(stride=stride)
     if asked > length - 3 - stride - 1:
-        assert task.windows(tokenizer, [row], length) == [1]
+        assert task.sequences(tokenizer, [row], length) == [1]
         with pytest.raises(DataError, match=f"has {asked} tokens"):
             task.encode(tokenizer, [row], length)
         return
     rows = [row, {**row, "context": "rain"}]
-    assert task.windows(tokenizer, rows, length) == [len(f.sequences) for f in task.encode(tokenizer, rows, length)]
+    assert task.sequences(tokenizer, rows, length) == [len(f.sequences) for f in task.encode(tokenizer, rows, length)]
 
 
 @settings(deadline=None, max_examples=60)

@@ -231,14 +231,20 @@ CHANGES: dict[str, tuple[Callable[[Registry, dict[str, Path]], object], set[str]
 }
 
 
+@pytest.fixture
+def registry(tiny_bert: Path, folder: Path, made: dict[str, Path]) -> Registry:
+    """With two versions of `tone`: the new one answers."""
+    found = Registry(Bank(str(tiny_bert)), folder)
+    found.scan()
+    found.put("tone", copy_of(made["new"]))
+    return found
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_kill_at_any_step_leaves_one_version_whole(
-    tiny_bert: Path, folder: Path, made: dict[str, Path], tmp_path: Path, change: str
+    tiny_bert: Path, folder: Path, made: dict[str, Path], registry: Registry, tmp_path: Path, change: str
 ) -> None:
     work, allowed = CHANGES[change]
-    registry = Registry(Bank(str(tiny_bert)), folder)
-    registry.scan()
-    registry.put("tone", copy_of(made["new"]))
     (tmp_path / "copies").mkdir()
     with Killed(folder, tmp_path / "copies") as killed:
         work(registry, made)
@@ -255,12 +261,9 @@ def test_a_kill_at_any_step_leaves_one_version_whole(
 
 @pytest.mark.parametrize("change", sorted(CHANGES.keys() - {"removed"}))
 def test_who_reads_at_any_step_changes_nothing(
-    tiny_bert: Path, folder: Path, made: dict[str, Path], tmp_path: Path, change: str
+    tiny_bert: Path, folder: Path, made: dict[str, Path], registry: Registry, tmp_path: Path, change: str
 ) -> None:
     work, allowed = CHANGES[change]
-    registry = Registry(Bank(str(tiny_bert)), folder)
-    registry.scan()
-    registry.put("tone", copy_of(made["new"]))
     with Read(folder, tmp_path) as reader:
         work(registry, made)
     assert reader.count >= 3

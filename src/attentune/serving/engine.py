@@ -23,13 +23,15 @@ from attentune.serving.bank import Bank
 from attentune.serving.batcher import Batcher, Piece
 from attentune.serving.entry import Entry
 from attentune.serving.held import Held
-from attentune.serving.room import CHARACTERS, characters, sequences
 from attentune.tasks import Answer, Features
 from attentune.tasks.inputs import Input, as_row
 from attentune.tasks.sources import Row
 from attentune.tasks.task import Logits, pad_inputs
 
 log = logging.getLogger(__name__)
+
+CHARACTERS = 8_000_000
+"""What one request may have read at most: seconds of a tokenizer, which reads for all of them."""
 
 
 @dataclass(frozen=True)
@@ -174,19 +176,18 @@ class Engine:
 
     def _check_room(self, read: Sequence[_Read]) -> None:
         """Before it is tokenised: a small request may be many sequences, or one text many times."""
-        cards = [part.held.entry.card for part in read]
-        count = sum(characters(card.task, part.rows) for card, part in zip(cards, read, strict=True))
+        count = sum(part.held.entry.card.task.characters(row) for part in read for row in part.rows)
         if count > CHARACTERS:
             raise UnsupportedError(
                 f"the request has {count} characters, each text once for every task and choice that it is read for, "
                 f"and one request may have {CHARACTERS}; ask for fewer at once"
             )
+        found = 0
         with self._encoding:
-            counts = [
-                sequences(card.task, self.tokenizer, part.rows, card.max_length)
-                for card, part in zip(cards, read, strict=True)
-            ]
-        self.batcher.check(sum(counts))
+            for part in read:
+                card = part.held.entry.card
+                found += sum(card.task.sequences(self.tokenizer, part.rows, card.max_length))
+        self.batcher.check(found)
 
     def _encode(self, part: _Read, asks: Sequence[Ask], futures: Sequence[Future[Answer]]) -> Iterable[_Waiting]:
         """Tokenise the asks of a task together; one that does not fit gets its error and no place."""

@@ -99,8 +99,8 @@ class QuestionAnswering(Task):
             for row, at in zip(rows, windows, strict=True)
         ]
 
-    def windows(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> list[int]:
-        """How many windows `encode` makes of each row, counted without making them; 1 of one that it refuses."""
+    def sequences(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> list[int]:
+        """The windows of each row; 1 of one that `encode` refuses."""
         found: list[int] = []
         for question, context in self._lengths(tokenizer, rows, "question", "context"):
             further = self._room(tokenizer, max_length) + 1 - question  # tokens by which a window is ahead of the last

@@ -19,7 +19,7 @@ from attentune.evaluation import conformal, metrics
 from attentune.evaluation.metrics import Scores
 from attentune.evaluation.probabilities import softmax
 from attentune.tasks.sources import Row
-from attentune.tasks.task import Answer, Events, Features, Inputs, Logits, Task, WithSets, full, were_cut
+from attentune.tasks.task import Answer, Events, Features, Inputs, Logits, Task, WithSets, full, length_of, were_cut
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,15 @@ class MultipleChoice(Task, WithSets):
             )
             for row, count, end in zip(rows, counts, accumulate(counts), strict=True)
         ]
+
+    def sequences(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> list[int]:
+        """The choices of each row."""
+        return [len(row["choices"]) for row in rows]
+
+    def characters(self, row: Row) -> int:
+        """The text is read for every choice."""
+        asked = sum(len(row[name]) for name in ("text", "text_pair") if name in row)
+        return length_of(row["choices"]) + len(row["choices"]) * asked
 
     def target_tensor(self, targets: Sequence[int], length: int) -> Tensor:
         """-> [B] numbers of the right choices."""

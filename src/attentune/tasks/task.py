@@ -100,6 +100,14 @@ class Task(ABC):
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> list[Features]:
         """Checked rows -> features of at most `max_length` tokens, with a target where the row has a label."""
 
+    def sequences(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], max_length: int) -> list[int]:
+        """How many sequences `encode` makes of each row, counted without making them."""
+        return [1] * len(rows)
+
+    def characters(self, row: Row) -> int:
+        """How many characters `encode` reads of a row without a label, a text as often as it is read."""
+        return sum(map(length_of, row.values()))
+
     def with_answer(self, features: Features) -> Features:
         """The features as training reads them, where the model reads the answer too."""
         return features
@@ -190,6 +198,11 @@ def were_cut(
     seconds = None if pairs is None else [pairs[i] for i in full]
     whole = tokenizer([texts[i] for i in full], seconds, truncation=False, verbose=False)["input_ids"]
     return {i for i, ids in zip(full, whole, strict=True) if len(ids) > max_length}
+
+
+def length_of(value: str | Sequence[str]) -> int:
+    """Characters of a text, or of a list of texts."""
+    return len(value) if isinstance(value, str) else sum(map(len, value))
 
 
 def pad_inputs(sequences: Sequence[Inputs], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
