@@ -17,7 +17,7 @@ import attentune
 from attentune.backbones import load_backbone
 from attentune.store import WEIGHTS
 from serving.kit import adapter
-from serving.process import Server, tar_of
+from serving.process import Server, tar_of, until
 
 TEXTS = ["good film", "bad rain the plot is not good", "sun", "Anna visits the river in Paris , very good !", "a a a"]
 SECONDS = 6
@@ -104,9 +104,9 @@ def test_nothing_is_lost_or_misrouted(tiny_bert: Path, tmp_path: Path) -> None:
         assert seen["answers"] > 100
         assert {key for key in seen if key.startswith("status")} <= {"status 200", "status 503"}
         assert {key for key in seen if key.startswith("put")} == {"put 200"}
-        page = server.get("/metrics")
-        assert "attentune_requests_running 0.0" in page or "attentune_requests_running 1.0" in page
-        assert 'status="500"' not in page
+        # What clients asked for before they left may still be in work; none of it may stay there.
+        until(lambda: "attentune_requests_running 0.0" in server.get("/metrics"), 60)
+        assert 'status="500"' not in server.get("/metrics")
         _, body = server.post([{"task": "a", "input": TEXTS[0]}])
         assert near(body["answers"][0]["answer"], wanted["a"][0])
 
