@@ -7,6 +7,13 @@ from typing import Any
 
 from attentune.errors import ConfigError
 
+PATIENT = {"RAY_worker_niceness": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20"}
+"""Environment in which a cluster's processes start also on a busy machine, unless it is set otherwise.
+
+By itself Ray starts workers at the lowest priority but four (nice 15), and replaces a proxy of Ray Serve that is not
+there after three times 5 s: on a machine with as many busy processes as cores it never comes to be.
+"""
+
 
 def join(address: str, **local: Any) -> tuple[Any, bool]:
     """The module `ray` in a cluster, and whether this call joined it (a cluster that the caller is in already is kept).
@@ -27,7 +34,11 @@ def join(address: str, **local: Any) -> tuple[Any, bool]:
     ray: Any = installed
     if ray.is_initialized():
         return ray, False
-    options = {"include_dashboard": False, **local} if address == "local" else {}
+    options: dict[str, Any] = {}
+    if address == "local":
+        options = {"include_dashboard": False, **local}
+        for name, value in PATIENT.items():
+            os.environ.setdefault(name, value)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -42,11 +42,15 @@ class Server:
         try:
             self.started = self.process.stdout.readline()
             assert self.started, self.errors()
-            until(lambda: json.loads(self.get("/ready")) == {"status": "ready"})
+            until(self._ready)
         except BaseException:
             self.__exit__()  # A start that fails leaves no process for the tests after it.
             raise
         return self
+
+    def _ready(self) -> bool:
+        assert self.process.poll() is None, self.errors()
+        return json.loads(self.get("/ready")) == {"status": "ready"}
 
     def __exit__(self, *error: object) -> None:
         self.kill()

@@ -23,6 +23,7 @@ from test_predict import near
 import attentune
 from attentune.backbones import load_backbone
 from attentune.cli import main
+from attentune.cluster import PATIENT
 from attentune.errors import AttentuneError, ConfigError, StoreError
 from attentune.serving.folder import Folder
 from attentune.serving.meters import merged
@@ -67,17 +68,20 @@ def server(made: dict[str, Path], tiny_bert: Path, tmp_path_factory: pytest.Temp
     for name in ("tone", "topic", "place"):
         (folder / name).symlink_to(made[name])
     node = {"num_cpus": 1, "object_store_memory": 100_000_000}
-    cluster: Any = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    try:
-        cluster.add_node(**node)
-        scale = ("--replicas", "1:2", "--replica-target", "0.2")
-        with Server(tiny_bert, folder, "--ray", "--ray-address", cluster.address, *scale) as server:
-            assert json.loads(server.started)["tasks"] == ["place", "tone", "topic"]
-            yield server
-            server.process.send_signal(signal.SIGTERM)
-            server.process.wait(60)
-    finally:
-        cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in PATIENT.items():
+            patch.setenv(name, value)
+        cluster: Any = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        try:
+            cluster.add_node(**node)
+            scale = ("--replicas", "1:2", "--replica-target", "0.2")
+            with Server(tiny_bert, folder, "--ray", "--ray-address", cluster.address, *scale) as server:
+                assert json.loads(server.started)["tasks"] == ["place", "tone", "topic"]
+                yield server
+                server.process.send_signal(signal.SIGTERM)
+                server.process.wait(60)
+        finally:
+            cluster.shutdown()
 
 
 def replicas(server: Server) -> set[int]:

@@ -60,7 +60,7 @@ def running(
     `options` are those of `launch.application`. The folder and the backbone must be the same on all nodes.
 
     Raises:
-        ConfigError: Ray Serve is not installed, there is no such cluster, the port of this machine is taken, or the
+        ConfigError: Ray Serve is not installed or does not start, there is no such cluster, the port is taken, or the
             application cannot start.
     """
     shared = Folder(folder)
@@ -76,11 +76,14 @@ def running(
     ray, fresh = join(scale.address, num_cpus=max(os.cpu_count() or 1, round(scale.most * scale.cpus)))
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     try:
-        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+        try:
+            serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            raise ConfigError(f"the proxies of Ray Serve did not start; is the machine busy? ({_reason(error)})") from error
         built = _application(shared.path, scale, gpus, limits or Limits(), options)
         try:
             serve.run(built, name=NAME, route_prefix="/")
-        except RuntimeError as error:
+        except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
             raise ConfigError(f"the application does not start: {_reason(error)}") from error
         handle: Any = serve.get_deployment_handle("Replica", NAME)
         yield handle.names.remote().result()
