@@ -79,7 +79,9 @@ def running(
         try:
             serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
         except (TimeoutError, ray.exceptions.RayError) as error:
-            raise ConfigError(f"the proxies of Ray Serve did not start; is the machine busy? ({_reason(error)})") from error
+            raise ConfigError(
+                f"the proxies of Ray Serve did not start; is the machine busy? ({_reason(error)})"
+            ) from error
         built = _application(shared.path, scale, gpus, limits or Limits(), options)
         try:
             serve.run(built, name=NAME, route_prefix="/")
