@@ -1,5 +1,6 @@
 """What many tests share: a tiny random BERT in a folder, and no network."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,6 +20,12 @@ WORDS = """
 good bad film plot the a is was not very who where when did river city Anna Paris London lives in visits price of
 ticket rain sun red blue one two three un ##seen ##ly ##s long play . , ? ! -
 """
+
+
+def pytest_collection_finish() -> None:
+    """Trainer collects garbage in every training: without looking through all modules and tests, which stay anyway."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,9 @@
 
 Every number is a float where more is better, but for those of LOWER_IS_BETTER. A score that the data leave undefined (a
 correlation with a constant, the F1 of a class that nobody has) is 0.
+
+scikit-learn, scipy.stats and seqeval take a second to import, for which nobody waits who predicts or serves: each is
+imported where a score is computed.
 """
 
 from collections.abc import Sequence
@@ -10,11 +13,6 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
-from seqeval.metrics import f1_score as entity_f1
-from seqeval.metrics import precision_score as entity_precision
-from seqeval.metrics import recall_score as entity_recall
-from sklearn import metrics as sk
 
 from attentune.errors import ConfigError, DataError
 from attentune.evaluation.answers import question_answering
@@ -65,12 +63,14 @@ def score(kind: str, predictions: Sequence[Any], references: Sequence[Any], labe
 
 def classification(predictions: Sequence[Any], references: Sequence[Any], labels: Sequence[Any] = ()) -> Scores:
     """Accuracy, macro F1 over the classes that occur, Matthews; with two classes also the F1 of each, `f1_<class>`."""
+    from sklearn.metrics import matthews_corrcoef
+
     classes: list[Any] = sorted(set(references) | set(predictions))
     one_by_one = cast("NDArray[np.float64]", _f1(references, predictions, labels=classes, average=None))
     scores = {
         "accuracy": float(np.mean([p == r for p, r in zip(predictions, references, strict=True)])),
         "macro_f1": float(np.mean(one_by_one)),
-        "matthews": float(sk.matthews_corrcoef(references, predictions)) if len(classes) > 1 else 0.0,
+        "matthews": float(matthews_corrcoef(references, predictions)) if len(classes) > 1 else 0.0,
     }
     if len(labels or classes) == 2:
         scores |= {f"f1_{name}": f1_of(name, predictions, references) for name in labels or classes}
@@ -97,12 +97,14 @@ def multilabel(predictions: ArrayLike, references: ArrayLike) -> Scores:
 
 def regression(predictions: ArrayLike, references: ArrayLike) -> Scores:
     """Pearson and Spearman correlation, mean squared error, R2."""
+    from scipy.stats import rankdata
+
     p, r = np.asarray(predictions, dtype=float), np.asarray(references, dtype=float)
     mse = float(np.mean((p - r) ** 2))
     spread = float(np.var(r))
     return {
         "pearson": _correlation(p, r),
-        "spearman": _correlation(stats.rankdata(p), stats.rankdata(r)),
+        "spearman": _correlation(rankdata(p), rankdata(r)),
         "mse": mse,
         "r2": 1.0 - mse / spread if spread > 0 else 0.0,
     }
@@ -115,6 +117,8 @@ def tagging(
 
     Tags without B- and I- (parts of speech) have no entities: then `f1` is the macro F1 over tags.
     """
+    from seqeval.metrics import f1_score, precision_score, recall_score
+
     for i, (p, r) in enumerate(zip(predictions, references, strict=True)):
         if len(p) != len(r):
             raise DataError(f"row {i + 1} has {len(p)} predicted and {len(r)} reference tags; one for each is needed")
@@ -125,9 +129,9 @@ def tagging(
     rows = [list(row) for row in references], [list(row) for row in predictions]
     undefined = cast("Any", 0)
     return {
-        "f1": float(cast("float", entity_f1(*rows, zero_division=undefined))),
-        "precision": float(cast("float", entity_precision(*rows, zero_division=undefined))),
-        "recall": float(cast("float", entity_recall(*rows, zero_division=undefined))),
+        "f1": float(cast("float", f1_score(*rows, zero_division=undefined))),
+        "precision": float(cast("float", precision_score(*rows, zero_division=undefined))),
+        "recall": float(cast("float", recall_score(*rows, zero_division=undefined))),
         "accuracy": accuracy,
     }
 
@@ -143,7 +147,9 @@ def is_bio(tags: Sequence[str]) -> bool:
 
 
 def _f1(references: Any, predictions: Any, **how: Any) -> Any:
-    return sk.f1_score(references, predictions, zero_division=cast("Any", 0), **how)
+    from sklearn.metrics import f1_score
+
+    return f1_score(references, predictions, zero_division=cast("Any", 0), **how)
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
-from sklearn import metrics as sk
 
 from attentune.errors import DataError
 from attentune.evaluation.probabilities import softmax
@@ -61,8 +60,10 @@ def threshold_without(inside: ArrayLike, share: float) -> float:
 
 def auroc(inside: ArrayLike, outside: ArrayLike) -> float:
     """The chance that a row outside scores higher than one inside; 0.5 is guessing."""
+    from sklearn.metrics import roc_auc_score  # Late, as in `metrics`.
+
     a, b = _sides(inside, outside)
-    return float(sk.roc_auc_score(np.repeat([0, 1], [len(a), len(b)]), np.concatenate([a, b])))
+    return float(roc_auc_score(np.repeat([0, 1], [len(a), len(b)]), np.concatenate([a, b])))
 
 
 def detection(inside: ArrayLike, outside: ArrayLike, at: float) -> dict[str, float]:

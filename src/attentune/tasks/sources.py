@@ -1,7 +1,7 @@
 """Files, folders, hub data sets and Python rows -> raw splits of plain rows. Knows no task.
 
-Reading goes through the `datasets` library. Class numbers become class names here, so that nothing later sees a number
-for a class.
+Reading goes through the `datasets` library, imported when something is read, as a server reads nothing. Class numbers
+become class names here, so that nothing later sees a number for a class.
 """
 
 import csv
@@ -12,15 +12,16 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
-
-import datasets
+from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
 from attentune import demo
 from attentune.errors import DataError
 
+if TYPE_CHECKING:
+    import datasets
+
 Row = dict[str, Any]
-Source = str | Path | Sequence[Row] | Mapping[str, Any] | datasets.Dataset | datasets.DatasetDict
+Source = Union[str, Path, Sequence[Row], Mapping[str, Any], "datasets.Dataset", "datasets.DatasetDict"]
 
 SPLITS = {
     "train": ("train", "training"),
@@ -126,6 +127,8 @@ def _read_file(path: Path) -> Raw:
         raise DataError(f"cannot tell the format of {path.name}; wanted one of {', '.join(FORMATS)} (also with .gz)")
     if not path.stat().st_size:
         raise DataError(f"{path} is empty; at least one row is needed")
+    import datasets
+
     options = _table_options(path) if kind == "csv" else {}
     with tempfile.TemporaryDirectory(prefix="attentune-data-") as cache, _quiet():
         try:
@@ -145,6 +148,8 @@ def _read_file(path: Path) -> Raw:
 
 def _table_options(path: Path) -> dict[str, Any]:
     """Every cell is read as text: 'NA' is a word, '007' keeps its zeros."""
+    import datasets
+
     tabs = ".tsv" in [s.lower() for s in path.suffixes]
     delimiter, quoting = "\t" if tabs else ",", csv.QUOTE_MINIMAL
     try:
@@ -198,6 +203,8 @@ def _open_text(path: Path) -> Generator[Iterator[str]]:
 
 
 def _read_hub(name: str) -> dict[str, Raw]:
+    import datasets
+
     hub_id, _, config = name.partition(":")
     with _quiet():
         try:
@@ -220,10 +227,13 @@ def _split_name(name: str) -> str:
 
 
 def _raw(split: Any) -> Raw:
-    if not isinstance(split, datasets.Dataset):
-        if not isinstance(split, Sequence) or not all(isinstance(row, Mapping) for row in cast("Sequence[Any]", split)):
-            raise DataError(f"wanted a list of rows (dicts) or a datasets.Dataset, found {type(split).__name__}")
+    if isinstance(split, Sequence) and all(isinstance(row, Mapping) for row in cast("Sequence[Any]", split)):
         return Raw([dict(row) for row in cast("Sequence[Mapping[str, Any]]", split)])
+
+    import datasets
+
+    if not isinstance(split, datasets.Dataset):
+        raise DataError(f"wanted a list of rows (dicts) or a datasets.Dataset, found {type(split).__name__}")
     classes = {
         name: tuple(feature.names)
         for name, column in split.features.items()
@@ -256,6 +266,8 @@ def _shown(source: Source) -> str:
 
 @contextmanager
 def _quiet() -> Generator[None]:
+    import datasets
+
     shown = not datasets.utils.are_progress_bars_disabled()
     datasets.utils.disable_progress_bars()
     try:
