@@ -79,7 +79,7 @@ __all__ = [
 for _method in BUILT_IN:
     register(_method)
 
-# What trains and predicts imports Trainer and scikit-learn, seconds that a server or a plain peft user need not spend.
+# Trainer, datasets and scikit-learn take seconds to import, which a server or a plain peft user need not spend.
 # Name -> its module, and the name that it has there: `compare` or `Library` say enough inside their packages.
 _LAZY = {
     "ComparisonColumns": ("attentune.comparison.sets", "Reading"),

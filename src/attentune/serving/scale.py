@@ -127,4 +127,5 @@ def _application(folder: Path, scale: Scale, gpus: int, limits: Limits, options:
 
 def _reason(error: Exception) -> str:
     """The last line that says something: what a replica raised stands at the end of its traceback."""
-    return [line for line in str(error).splitlines() if line.strip()][-1].strip()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
