@@ -11,7 +11,7 @@ PATIENT = {"RAY_worker_niceness": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": 
 """Environment in which a cluster's processes start also on a busy machine, unless it is set otherwise.
 
 By itself Ray starts workers at the lowest priority but four (nice 15), and replaces a proxy of Ray Serve that is not
-there after three times 5 s: on a machine with as many busy processes as cores it never comes to be.
+there after three times 5 s: beside three busy processes on two cores there never was one.
 """
 
 
