@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from attentune.dropout import dropout, kept
 
+CPU = torch.device("cpu")
+
 
 @given(shape=st.lists(st.integers(0, 7), min_size=1, max_size=3), p=st.floats(0.01, 0.95), seed=st.integers(0, 2**31))
 def test_each_number_is_dropped_or_scaled_in_values_and_gradients(shape: list[int], p: float, seed: int) -> None:
@@ -25,13 +27,13 @@ def test_each_number_is_dropped_or_scaled_in_values_and_gradients(shape: list[in
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9, 0.9999999])
 def test_the_share_that_is_dropped_is_p(p: float) -> None:
     torch.manual_seed(0)
-    share, count = 1 - kept(torch.Size([1000, 1000]), p).double().mean().item(), 10**6
+    share, count = 1 - kept(torch.Size([1000, 1000]), p, CPU).double().mean().item(), 10**6
     assert abs(share - p) < 4 * (p * (1 - p) / count) ** 0.5 + 2**-16
 
 
 def test_neighbours_that_share_a_draw_are_independent() -> None:
     torch.manual_seed(0)
-    quads = kept(torch.Size([250_000, 4]), 0.5)
+    quads = kept(torch.Size([250_000, 4]), 0.5, CPU)
     for pattern in product([False, True], repeat=4):
         share = (quads == torch.tensor(pattern)).all(1).double().mean().item()
         assert share == pytest.approx(1 / 16, abs=0.003)

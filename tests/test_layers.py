@@ -16,6 +16,7 @@ LAYERS = {
     "attentune.anatomy": 1,
     "attentune.cluster": 1,
     "attentune.demo": 1,
+    "attentune.dropped_attention": 1,
     "attentune.evaluation": 1,
     "attentune.method": 1,
     "attentune.scalar_attention": 1,

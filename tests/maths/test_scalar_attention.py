@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attentune import scalar_attention
+from attentune.dropped_attention import dropped_attention
 from attentune.method import Frame
 from attentune.methods.tiny_attention import attend as tiny
 from attentune.scalar_attention import Plan, attend, bound, faster, plan, product_of
@@ -200,17 +201,16 @@ def test_tiny_attention_uses_it(causal: bool, monkeypatch: pytest.MonkeyPatch) -
     frame = Frame(None, mask, 2048, causal=causal)
     there = mask[:, None, None]
     assert faster(q, k, there, causal) is not None
-    got = tiny(q, k, v, frame, 0.0).unflatten(-1, (2, 1)).transpose(1, 2)
+    got = tiny(q, k, v, frame, 0.0)
     assert (got - exact(q, k, v, there, causal)).abs().max() < 2e-5
-    # With dropout there is a weight a pair, and attention itself is run.
+    # With dropout there is a weight a pair, and all of them are made.
     torch.manual_seed(8)
     dropped = tiny(q, k, v, frame, 0.5)
     torch.manual_seed(8)
-    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=frame.allowed(q, k), dropout_p=0.5)
-    assert torch.equal(dropped, wanted.transpose(1, 2).flatten(2))
+    assert torch.equal(dropped, dropped_attention(q, k, v, frame.allowed(q, k), 0.5))
     if causal:
         # Of rows without padding PyTorch's attention needs no mask, and is faster still.
         frame = Frame(None, mask | True, 2048, causal=True)
         itself = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        assert torch.equal(tiny(q, k, v, frame, 0.0), itself.transpose(1, 2).flatten(2))
+        assert torch.equal(tiny(q, k, v, frame, 0.0), itself)
         assert (itself - exact(q, k, v, None, causal)).abs().max() < 2e-5

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from attentune.method import Frame, Site
-from attentune.methods import tiny_attention as module
 from attentune.methods.tiny_attention import (
     STRUCTURES,
     TinyAttentionConfig,
     add_delta,
+    attend,
     average_experts,
     edit_attention,
     edit_input,
@@ -19,7 +19,6 @@ from attentune.methods.tiny_attention import (
     project,
     sites,
     taps,
-    tiny_attention,
     widen,
 )
 
@@ -111,12 +110,14 @@ def test_project(seed, batch, length, d, a, how):
 
 @few
 @given(seeds, small, small, st.integers(1, 3), st.integers(1, 3), st.booleans())
-def test_tiny_attention(seed, batch, length, heads, w, causal):
+def test_attend(seed, batch, length, heads, w, causal):
     draw = Drawer(seed, batch)
     q, k, v = (draw.tensor(batch, length, heads * w) for _ in range(3))
-    allowed = may_see(draw_mask(draw, batch, length).tolist(), causal)
+    mask = draw_mask(draw, batch, length)
+    allowed = may_see(mask.tolist(), causal)
     by_head = [t.unflatten(-1, (heads, w)).transpose(1, 2) for t in (q, k, v)]
-    found = tiny_attention(by_head[0], by_head[1], by_head[2], torch.tensor(allowed)[:, None])
+    frame = Frame(None, mask, length, causal=causal)
+    found = attend(by_head[0], by_head[1], by_head[2], frame, 0.0).transpose(1, 2).flatten(2)
     close(found, [slow_attention(q[b].tolist(), k[b].tolist(), v[b].tolist(), allowed[b], heads) for b in range(batch)])
 
 
@@ -229,22 +230,3 @@ def test_gradients(how):
     assert differentiable(
         lambda o, y, *t: widen(o, dict(zip(names, t, strict=True)), y, 2), draw.tensor(2, 3, 2), y, *values
     )
-
-
-def test_long_rows_with_dropout_keep_no_square(monkeypatch):
-    """The same gradients as of kept weights, and no tensor of T x T numbers among what is kept."""
-    draw = Drawer(0, 1)
-    length = 24
-    frame = Frame(None, None, length, training=True)
-    qkv = [draw.tensor(2, 1, length, 1).requires_grad_() for _ in range(3)]
-    found = []
-    for long in (length, length + 1):
-        monkeypatch.setattr(module, "LONG", long)
-        sizes: list[int] = []
-        torch.manual_seed(0)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
-            out = module.attend(qkv[0], qkv[1], qkv[2], frame, 0.5)
-        found.append((max(sizes), torch.autograd.grad(out.square().sum(), qkv)))
-    assert found[0][0] < length**2 <= found[1][0]
-    for one, other in zip(found[0][1], found[1][1], strict=True):
-        assert torch.equal(one, other)

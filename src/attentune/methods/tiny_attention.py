@@ -33,15 +33,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from attentune import scalar_attention
+from attentune.dropped_attention import dropped_attention
 from attentune.errors import ConfigError
 from attentune.method import Dims, Frame, Method, MethodConfig, Params, Site
 from attentune.products import add_product, narrow
 
-LONG = 512
-"""From so many positions on, weights with dropout are made again for the backward pass instead of kept."""
 STRUCTURES = ("m0", "m1", "s0", "s1", "seq", "double_seq")
 
 
@@ -91,28 +89,21 @@ def project(h: Tensor, norm_weight: Tensor, norm_bias: Tensor, p: Params) -> tup
     return q, k, v
 
 
-def tiny_attention(
-    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float = 0.0, causal: bool = False
-) -> Tensor:
-    """Q [B,heads,Tq,w], k, v [B,heads,Tk,w], allowed [B,1,1|Tq,Tk] bool (or none, `causal` or not) -> [B,Tq,heads*w]"""
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout, is_causal=causal)
-    return out.transpose(1, 2).flatten(2)
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, frame: Frame, dropout: float) -> Tensor:
-    """`tiny_attention` of what the frame allows; long rows of heads of width 1 in linear time, to an error of 1e-6."""
-    plain = frame.unpadded(q, k)
-    if q.shape[-1] == 1 and not dropout and not plain:
+    """Softmax(q k' / sqrt(w)) v of what the frame allows; long rows of heads of width 1 in linear time, to an error of
+    1e-6.  q [B,heads,Tq,w], k, v [B,heads,Tk,w] -> [B,heads,Tq,w]
+    """
+    if dropout:
+        return dropped_attention(q, k, v, frame.allowed(q, k), dropout)
+    if frame.unpadded(q, k):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if q.shape[-1] == 1:
         mask, causal = frame.keys(k.shape[-2]), frame.causal and q.shape[-2] > 1
         there = None if mask is None else mask[:, None, None]
         plan = scalar_attention.faster(q, k, there, causal)
         if plan is not None:
-            return scalar_attention.attend(q, k, v, there, plan, causal).transpose(1, 2).flatten(2)
-    allowed = None if plain else frame.allowed(q, k)
-    if dropout and q.requires_grad and q.shape[-2] >= LONG:
-        # Dropped weights are T x T and would be kept for the backward pass; they cost little to make again.
-        return checkpoint(tiny_attention, q, k, v, allowed, dropout, plain, use_reentrant=False)
-    return tiny_attention(q, k, v, allowed, dropout, plain)
+            return scalar_attention.attend(q, k, v, there, plan, causal)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=frame.allowed(q, k))
 
 
 def widen(o: Tensor, p: Params, y: Tensor, experts: int = 1, overwrite: bool = False) -> Tensor:
@@ -138,7 +129,8 @@ def add_delta(
     keys, values = frame.recall(split[1], split[2])
     frame.here = here
     dropout = cfg.dropout if frame.training else 0.0
-    return widen(attend(split[0], keys, values, frame, dropout), one, y, cfg.experts, overwrite)
+    o = attend(split[0], keys, values, frame, dropout).transpose(1, 2).flatten(2)
+    return widen(o, one, y, cfg.experts, overwrite)
 
 
 def average_experts(p: Params) -> dict[str, Tensor]:
