@@ -149,6 +149,32 @@ def against_peft(folder: Path, sizes: argparse.Namespace) -> Figures:
     return found
 
 
+def one_text(folder: Path, sizes: argparse.Namespace) -> Figures:
+    """One text of 16 tokens at a time, where all that is no product counts most: times what the bare backbone takes."""
+    base, tokenizer = load_backbone("minilm", torch.float32), load_tokenizer("minilm")
+    given, wide = (batches(tokenizer, 1, 10 * sizes.rounds + 3, length) for length in (16, 16 + max(PROMPTS.values())))
+    bank = Bank(load_backbone("minilm", torch.float32))
+    for method in METHODS:
+        for path in make_adapters(base, folder, method, 8):
+            bank.add(path.name, path)
+    lora, _ = _lora(1)
+
+    def bare(i: int, given: list[Batch] = given) -> None:
+        base(input_ids=given[i].ids, attention_mask=given[i].mask)
+
+    contenders: dict[str, Callable[[int], Any]] = {
+        "bare": bare,
+        "bare at T + m": lambda i: bare(i, wide),
+        "peft LoRA": lambda i: lora(input_ids=given[i].ids, attention_mask=given[i].mask),
+    }
+    for method in METHODS:
+        contenders[method] = lambda i, method=method: bank(given[i].ids, given[i].mask, [f"{method}-{i % 8}"])
+    with torch.inference_mode():
+        seconds = in_turn(contenders, 10 * sizes.rounds, clock=CLOCK)
+    found: Figures = {"ms of the bare backbone": 1000 * median(seconds.pop("bare"))}
+    return found | {name: 1000 * median(each) / found["ms of the bare backbone"] for name, each in seconds.items()}
+
+
 def _lora(count: int) -> tuple[Any, list[float]]:
     """peft's LoRA with adapters t0, t1, ..., and the seconds that adding each took."""
     base: Any = load_backbone("minilm", torch.float32)
@@ -251,6 +277,7 @@ def _forget_pages(path: Path) -> None:
 PARTS: dict[str, Callable[[Path, argparse.Namespace], Figures]] = {
     "throughput": throughput,
     "against_peft": against_peft,
+    "one_text": one_text,
     "engine": engine,
     "tiers": tiers,
     "server": server,

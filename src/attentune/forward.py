@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from attentune.errors import UnsupportedError
 from attentune.heads import Heads
-from attentune.sites import AdapterLayer, Stack
+from attentune.sites import AdapterLayer, Stack, stacks_in
 from attentune.sites.rows import RowRequest
 
 
 @contextmanager
 def source_tokens(model: nn.Module, count: int | None) -> Generator[None]:
     """Say that the first `count` tokens are the source; without labels nothing else tells them from generated ones."""
-    stacks = [m for m in model.modules() if isinstance(m, Stack)]
+    stacks = stacks_in(model)
     for stack in stacks:
         stack.source = count
     try:
@@ -34,28 +34,28 @@ def rows(model: nn.Module, names: list[str], configs: dict[str, Any]) -> Generat
     """Give each row of the batches run inside its own adapter; "__base__" is the backbone alone.
 
     Raises:
-        UnsupportedError: an unknown name, and what `requested` raises.
+        UnsupportedError: an unknown name, a merged adapter, or a native head that not all named adapters have.
     """
-    with requested(model, RowRequest.of(names, configs)):
-        yield
-
-
-@contextmanager
-def requested(model: nn.Module, request: RowRequest) -> Generator[None]:
-    """Serve the batches run inside by row, as the request says.
-
-    Raises:
-        UnsupportedError: a merged adapter, or a native head that not all named adapters have.
-    """
+    request = RowRequest.of(names, configs)
     modules = list(model.modules())
     merged = {n for m in modules if isinstance(m, AdapterLayer) for n in m.merged_adapters}
     if merged:
         raise UnsupportedError(
             f"{sorted(merged)} are merged into the base weights, so no row can be without them; unmerge"
         )
-    places = [m for m in modules if isinstance(m, (Stack, Heads))]
     wrappers = [m for m in modules if isinstance(m, AuxiliaryTrainingWrapper)]
     handles = [w.register_forward_hook(_HeadsByRow(request).after, with_kwargs=True) for w in wrappers]
+    try:
+        with requested([m for m in modules if isinstance(m, (Stack, Heads))], request):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def requested(places: Sequence[Stack | Heads], request: RowRequest) -> Generator[None]:
+    """Let stacks and heads serve the batches run inside by row, as the request says."""
     for place in places:
         place.request = request
     try:
@@ -63,8 +63,6 @@ def requested(model: nn.Module, request: RowRequest) -> Generator[None]:
     finally:
         for place in places:
             place.request = None
-        for handle in handles:
-            handle.remove()
 
 
 def memo(model: nn.Module, key: str) -> Tensor | list[Tensor | None] | None:
@@ -72,7 +70,7 @@ def memo(model: nn.Module, key: str) -> Tensor | list[Tensor | None] | None:
 
     ATTEMPT leaves "prompt_attention" [B,J], the weights of the prompts that `Method.mixes` names.
     """
-    for frame in (module.frame for module in model.modules() if isinstance(module, Stack)):
+    for frame in (stack.frame for stack in stacks_in(model)):
         views = [] if frame is None else [view for view in frame.views.values() if key in view.memo]
         if frame is None or not views:
             continue

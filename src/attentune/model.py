@@ -25,7 +25,7 @@ from attentune.errors import ConfigError, StoreError, UnsupportedError
 from attentune.forward import rows, source_tokens
 from attentune.heads import Heads, States, TaskOutput
 from attentune.method import MethodConfig
-from attentune.sites import AdapterLayer, Stack
+from attentune.sites import AdapterLayer, stacks_in
 from attentune.tuner import SiteTuner
 
 
@@ -248,7 +248,7 @@ class TaskModel(Adapted):
 
     def _prefix(self) -> Tensor | None:
         """[B,D] the first prompt row's last state."""
-        stack: Stack | None = next((m for m in self.backbone.modules() if isinstance(m, Stack)), None)
+        stack = next(iter(stacks_in(self.backbone)), None)
         frame = None if stack is None else stack.frame
         if stack is None or frame is None or frame.states is None or stack.front is None or not frame.width:
             return None

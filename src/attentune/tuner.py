@@ -21,7 +21,7 @@ from attentune.errors import ConfigError, UnsupportedError
 from attentune.forward import rows, source_tokens
 from attentune.heads import HeadLayer, Heads
 from attentune.method import METHODS, Method, MethodConfig, Site, peft_name
-from attentune.sites import STACK_CHILD, AdapterLayer, SiteLayer, Stack, prefix_attention
+from attentune.sites import STACK_CHILD, AdapterLayer, SiteLayer, Stack, prefix_attention, stacks_in
 
 
 class SiteTuner(BaseTuner):
@@ -288,7 +288,7 @@ def _forget(host: nn.Module, layer: AdapterLayer) -> None:
 
 def _clear_stacks(model: nn.Module) -> None:
     """Take the stacks off a model in which nothing acts any more."""
-    stacks = [m for m in model.modules() if isinstance(m, Stack)]
+    stacks = stacks_in(model)
     if any(stack.layers for stack in stacks):
         return
     for stack in stacks:

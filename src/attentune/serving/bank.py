@@ -31,7 +31,7 @@ from attentune.serving.held import Held, answers, first_block, groups, parts
 from attentune.serving.sharing import Plan, plan
 from attentune.serving.shelf import Shelf, digest, frozen_tensors
 from attentune.serving.tiers import Tiers
-from attentune.sites import Stack
+from attentune.sites import Stack, stacks_in
 from attentune.sites.fan import Fan, fanned
 from attentune.sites.rows import BASE, RowRequest
 from attentune.vocabulary import vocabulary_head
@@ -209,7 +209,7 @@ class Bank:
         self, held: Sequence[Held | None], given: dict[str, Tensor], prompt_attention: bool
     ) -> tuple[States, list[Tensor | None] | None]:
         """The rows through the backbone, [B,T] each, and the weights of the prompts that are mixed for each."""
-        stack = next((m for m in self.model.backbone.modules() if isinstance(m, Stack)), None)
+        stack = next(iter(stacks_in(self.model.backbone)), None)
         shared = None if stack is None else plan(given, parts(held, stack))
         if stack is not None and shared is not None:
             states = self._fanned(held, given, stack, shared)
@@ -236,7 +236,7 @@ class Bank:
     def _requested(self, held: Sequence[Held | None]) -> AbstractContextManager[None]:
         names = [BASE if one is None else one.entry.name for one in held]
         device = self.model.device
-        return requested(self.model, RowRequest.given(names, tuple(groups(held, device)), device))
+        return requested(stacks_in(self.model.backbone), RowRequest.given(names, tuple(groups(held, device)), device))
 
     def _read(self, key: Hashable) -> Tensor:
         entry = cast("Entry", key)

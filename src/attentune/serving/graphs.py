@@ -26,7 +26,7 @@ from attentune.model import TaskModel
 from attentune.serving.cuda_graphs import CudaGraphs, Run, Tensors
 from attentune.serving.held import Held
 from attentune.serving.shelf import Shelf
-from attentune.sites import Stack
+from attentune.sites import Stack, stacks_in
 from attentune.sites.rows import RowRequest
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Graphs:
         `given` are [B,T] each. So is a batch with a row that its method refuses: a run has the sentence for it.
         """
         tasks = _of_one_shelf(held)
-        stack = next((module for module in self.model.backbone.modules() if isinstance(module, Stack)), None)
+        stack = next(iter(stacks_in(self.model.backbone)), None)
         if tasks is None or stack is None:
             return None
         shelf = tasks[0].entry.shelf
@@ -137,10 +137,10 @@ def run(model: TaskModel, shelf: Shelf, given: Mapping[str, Tensor]) -> Tensors:
     inputs = {name: value for name, value in given.items() if name != "tasks"}
     batch, device = len(inputs["input_ids"]), given["tasks"].device
     group = Group(shelf.method, shelf.config, (shelf.name,), tensors=shelf.tensors(given["tasks"]))
-    with requested(model, RowRequest.given((shelf.name,) * batch, (group,), device)):
+    stacks = stacks_in(model.backbone)
+    with requested(stacks, RowRequest.given((shelf.name,) * batch, (group,), device)):
         states = model.states(**inputs)
     weights = memo(model, "prompt_attention")
-    stacks = [module for module in model.backbone.modules() if isinstance(module, Stack)]
     doubts = [doubt for stack in stacks if stack.frame is not None for doubt in stack.frame.doubts]
     holds = torch.stack(doubts).all() if doubts else torch.ones((), dtype=torch.bool, device=device)
     for stack in stacks:

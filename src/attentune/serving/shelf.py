@@ -20,18 +20,12 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of one site: its name in the file, and where it lies in the flat row."""
+    """One tensor of one site, by its name in the file; in the flat row they lie one after the other."""
 
     layer: SiteLayer
     key: str
     name: str
     shape: tuple[int, ...]
-    start: int
-
-    @property
-    def stop(self) -> int:
-        """Where the next one begins."""
-        return self.start + torch.Size(self.shape).numel()
 
 
 class Shelf:
@@ -54,14 +48,13 @@ class Shelf:
         self.parts: list[Part] = []
         # Sites without tensors (a prefix whose embeddings are zero) are there, too.
         self.shared: dict[SiteLayer, dict[str, Tensor]] = {layer: {} for layer in sites.values()}
-        self.size = 0
         for file_key, layer, key, shape in sorted(found, key=lambda entry: entry[0]):
             if file_key in shared:
                 self.shared[layer][key] = _fitting(shared, file_key, shape)[None].to(model.device)
                 continue
-            part = Part(layer, key, file_key, shape, self.size)
-            self.parts.append(part)
-            self.size = part.stop
+            self.parts.append(Part(layer, key, file_key, shape))
+        self.sizes = [torch.Size(part.shape).numel() for part in self.parts]
+        self.size = sum(self.sizes)
         for layer in sites.values():
             layer.hollow(name)
         inside = [layer.index if layer.site != Site.PROMPT else 0 for layer in sites.values()]
@@ -101,8 +94,8 @@ class Shelf:
     def tensors(self, flat: Tensor) -> Mapping[SiteLayer, Params]:
         """Tasks [R,N] -> the parameters of every site, [R, ...] each, or [1, ...] what is shared."""
         tensors: dict[SiteLayer, dict[str, Tensor]] = {layer: dict(p) for layer, p in self.shared.items()}
-        for part in self.parts:
-            tensors[part.layer][part.key] = flat[:, part.start : part.stop].unflatten(1, part.shape)
+        for part, piece in zip(self.parts, flat.split(self.sizes, 1), strict=True):
+            tensors[part.layer][part.key] = piece.view(len(flat), *part.shape)
         return tensors
 
 

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from attentune.errors import ConfigError, UnsupportedError
 from attentune.method import MethodConfig, Site
-from attentune.sites import Stack
+from attentune.sites import stacks_in
 
 MEMORY = 2 * 1024**3
 """Bytes of states that are kept in memory; the rest goes to disk."""
@@ -115,7 +115,7 @@ class FrozenPart:
 
     def __init__(self, model: nn.Module, first: int, kept: Sequence[Kept]) -> None:
         self.first, self.kept = first, kept
-        stacks = [module for module in model.modules() if isinstance(module, Stack)]
+        stacks = stacks_in(model)
         if len(stacks) != 1:
             raise UnsupportedError(
                 "cache_frozen is for one stack of blocks; this backbone has an encoder and a decoder"
