@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from laws.cells import FORMS, adapted, refused
+from laws.zoo import ZOO
 from transformers import EuroBertConfig, EuroBertModel
 
 from attentune import METHODS, TaskModel, register_architecture
 from attentune.anatomy import ANATOMIES
 from attentune.errors import ConfigError, UnsupportedError
+from attentune.sites import Stack, stacks_in
 
 ROW = replace(ANATOMIES["llama"][0], causal=False)
 
@@ -69,3 +72,11 @@ def test_a_row_names_every_place() -> None:
     with pytest.raises(ConfigError, match="found none"):
         register_architecture("other")
     assert "other" not in ANATOMIES
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_all_stacks_are_found_without_looking_into_the_blocks(kind: str) -> None:
+    model = adapted(next(form for form in FORMS if not refused(form, kind)), kind)
+    found = stacks_in(model)
+    assert found
+    assert found == [module for module in model.modules() if isinstance(module, Stack)]
