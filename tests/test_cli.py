@@ -13,7 +13,7 @@ import pytest
 from test_train import rows_of
 from transformers import AutoModel, AutoTokenizer
 
-from attentune.cli import app, main, precision
+from attentune.cli import app, main, precision, show
 from attentune.confidence import Judgement
 from attentune.evaluation.metrics import classification
 from attentune.methods import BUILT_IN, METHODS
@@ -317,6 +317,8 @@ def test_a_merge_that_dies_leaves_nothing_in_its_place(
         (("train", "none.csv", "--output", "x", "--set", "epochs"), "wanted key=value, found 'epochs'"),
         (("methods", "lora"), "no method 'lora'; the methods are tiny_attention"),
         (("evaluate", "nowhere", "rows.csv"), "no adapter folder at nowhere"),
+        (("evaluate", "a", "rows.csv", "--report", "/nowhere/x.html"), "--report /nowhere/x.html: there is no folder"),
+        (("serve", "pyproject.toml"), "pyproject.toml is a file; wanted a folder of adapter folders"),
     ],
 )
 def test_refusals_are_one_line(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -353,6 +355,12 @@ def test_wrong_inputs_of_predict(
     monkeypatch.setattr(sys, "stdin", stream)
     assert run("predict", tone) == 2
     assert "input 1: wanted a text in UTF-8" in capsys.readouterr().err
+
+
+def test_who_interrupts_training_is_told_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), show.resumable():
+        raise KeyboardInterrupt
+    assert "the same command with --resume goes on" in capsys.readouterr().err
 
 
 def test_python_dash_m() -> None:

@@ -348,5 +348,7 @@ def test_training_from_the_command_line_sets_rows_apart(
     assert run("train", rows, "--output", tmp_path / "a", *given) == 0
     shown = capsys.readouterr().err
     assert "out of scope: 8 validation rows" in shown
-    assert re.search(r"calibration: temperature [\d.]+, expected error on validation [\d.]+ -> [\d.]+\n", shown)
+    assert re.search(
+        r"calibration: temperature [\d.]+, expected calibration error on validation [\d.]+ -> [\d.]+\n", shown
+    )
     assert 'out_of_scope = "other"' in (tmp_path / "a" / "recipe.toml").read_text()

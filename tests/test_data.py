@@ -82,6 +82,19 @@ def test_a_row_with_a_cell_too_many_is_refused(tmp_path: Path, name: str, conten
     )
 
 
+def test_files_as_spreadsheets_write_them_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "semicolons.csv").write_text("text;label\ngood film;pos\nbad film;neg\n")
+    bad(tmp_path / "semicolons.csv", "one column, 'text;label'; cells are wanted with commas between them")
+    (tmp_path / "latin.csv").write_bytes("text,label\nschöner Film,pos\n".encode("latin-1"))
+    bad(tmp_path / "latin.csv", "it is not UTF-8; save it as UTF-8")
+
+
+def test_a_bad_line_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": "a",\n')
+    bad(tmp_path / "d.jsonl", "cannot read")
+    assert [record.message for record in caplog.records if record.name.startswith("datasets")] == []
+
+
 def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "index.csv").write_text(",text,label\n0,good film,pos\n1,bad film,neg\n")
     (tmp_path / "empty.csv").write_text("text,label,,\ngood film,pos,,\nbad film,neg,,\n")

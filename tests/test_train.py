@@ -20,6 +20,7 @@ from attentune.errors import AttentuneError, ConfigError, DataError, StoreError
 from attentune.evaluation.calibration import Reliability
 from attentune.methods import METHODS
 from attentune.training.loop import build_trainer
+from attentune.training.many import train_many
 from attentune.training.recipe import read_recipe
 from attentune.training.train import train
 
@@ -134,6 +135,18 @@ def test_the_best_epoch_is_kept_and_patience_ends(tiny_bert: Path, tmp_path: Pat
     seen = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("epoch")]
     assert result.metrics["validation"]["accuracy"] == pytest.approx(max(seen), abs=1e-4)
     assert len(seen) == seen.index(max(seen)) + 3 < 30
+    assert "stopped: validation accuracy was no better for 2 evaluations; the best is kept" in lines
+
+
+def test_an_adapter_that_will_be_replaced_is_told_of(tiny_bert: Path, tmp_path: Path) -> None:
+    rows, lines = rows_of("classification", 16), list[str]()
+    options: dict[str, Any] = {**QUICK, "epochs": 1}
+    for method in ("pasta", "kernel_mix"):
+        train(rows, method, tmp_path / "a", str(tiny_bert), report=lines.append, **options)
+    train_many({"a": rows}, tmp_path, str(tiny_bert), method="pasta", report=lines.append, **options)
+    told = "a holds an adapter already; the new one takes its place when it is done"
+    assert lines.count(told) == 2
+    assert not any(line.startswith("stopped") for line in lines)
 
 
 def test_a_step_is_the_mean_of_its_batches(tiny_bert: Path, tmp_path: Path) -> None:
@@ -172,7 +185,7 @@ def test_checkpointing_computes_the_same(tiny_bert: Path, tmp_path: Path, method
 def test_refusals(tiny_bert: Path, tmp_path: Path) -> None:
     rows = rows_of("classification")
     where = str(tiny_bert)
-    with pytest.raises(ConfigError, match="needs a name, one of tiny_attention"):
+    with pytest.raises(ConfigError, match="no method 'lora'; the methods are tiny_attention"):
         train(rows, "lora", tmp_path / "a", where)
     with pytest.raises(ConfigError, match="a recipe has no key 'epoch', did you mean 'epochs'"):
         train(rows, "pasta", tmp_path / "a", where, epoch=3)

@@ -10,7 +10,7 @@ import pytest
 from attentune.backbones import load_backbone
 from attentune.errors import ConflictError, StoreError, UnknownTaskError
 from attentune.serving import Bank
-from attentune.serving.folder import Folder, copy_of
+from attentune.serving.folder import NAMES, Folder, copy_of
 from attentune.serving.registry import Registry
 from serving.kit import adapter
 
@@ -119,6 +119,19 @@ def test_a_change_by_hand_is_told(both: tuple[Registry, Registry], made: dict[st
     before = there.folder.revision()
     here.follow()
     assert there.folder.revision() == before
+
+
+def test_an_adapter_whose_name_is_none_of_a_task_is_told_of_once(
+    both: tuple[Registry, Registry], made: dict[str, Path]
+) -> None:
+    here, _ = both
+    shutil.copytree(made["one"], here.folder.path / "bad name!")
+    (here.folder.path / "notes (old)").mkdir()
+    lines: list[str] = []
+    here.scan(lines.append)
+    here.scan(lines.append)
+    assert here.names == []
+    assert lines == [f"bad name! is not served: {NAMES}"]
 
 
 def test_one_changes_the_folder_at_a_time(tmp_path: Path) -> None:

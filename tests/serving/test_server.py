@@ -1,6 +1,7 @@
 """The server through its own HTTP: answers, streams, problems, figures."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,13 @@ def test_lines_come_with_their_index(client: TestClient) -> None:
     [
         ({"items": []}, 422, "items: List should have at least 1 item"),
         ({}, 422, "items: Field required"),
-        ({"items": [{"task": "tone", "input": 3}]}, 422, "items.0.input"),
+        (
+            {"items": [{"task": "tone", "input": 3}]},
+            422,
+            "items.0.input: Input should be a valid string or Input should be a valid list or",
+        ),
+        ({"items": [{"task": [], "input": "x"}]}, 422, "items.0.task: List should have at least 1 item"),
+        ({"items": [{"task": ["tone", 5], "input": "x"}]}, 422, "items.0.task.1: Input should be a valid string"),
         ({"items": [{"task": "tone", "input": "x", "more": 1}]}, 422, "items.0.more"),
         ({"items": [{"task": "tone", "input": "x"}] * 2000}, 413, "may ask for 1024"),
     ],
@@ -65,6 +72,15 @@ def test_without_a_playground_the_root_says_what_is_here(client: TestClient) -> 
     assert (found.status_code, found.json()["docs"]) == (200, "/docs")
     assert "pip install 'attentune[ui]'" in found.json()["playground"]
     assert "tone" not in found.text
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+def test_the_pages_of_the_paths_fetch_nothing_from_elsewhere(client: TestClient, page: str) -> None:
+    text = client.get(page).text
+    fetched = re.findall(r"""(?:src|href)="([^"]+)\"""", text)
+    assert len(fetched) > 1
+    assert all(client.get(path).status_code == 200 for path in fetched if path.startswith("/"))
+    assert [path for path in fetched if not path.startswith("/")] == []
 
 
 def test_unknown_paths_and_methods_are_problem_documents(client: TestClient) -> None:

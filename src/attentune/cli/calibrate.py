@@ -34,4 +34,6 @@ def calibrate_command(
         show.as_json({"output": str(stored.folder), "calibration": calibration.to_card(), "validation": trust})
         return
     show.table(["trust", "value"], list(trust.items()))
-    show.progress(f"{stored.folder}: temperature {calibration.temperature:.3f} from {calibration.rows} rows")
+    show.progress(
+        f"{stored.folder}: temperature {calibration.temperature:.3f} from {show.count(calibration.rows, 'row')}"
+    )

@@ -107,6 +107,8 @@ def serve_command(
     page = _playground(playground, ray)
     if scale is None:
         check_free(host, port)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; wanted a folder of adapter folders, one a task")
     if not folder.exists():
         show.progress(f"{folder} is new: it is made, and holds no task yet")
     tell = partial(_tell, f"http://{host}:{port}", page, json)
@@ -137,7 +139,9 @@ def _tell(url: str, page: bool, json: bool, names: Sequence[str]) -> None:
     if json:
         show.as_json({"url": url, "tasks": names})
     else:
-        show.progress(f"{len(names)} tasks on {url} (its paths: /docs{'; a page to try them: /' if page else ''})")
+        show.progress(
+            f"{show.count(len(names), 'task')} on {url} (its paths: /docs{'; a page to try them: /' if page else ''})"
+        )
 
 
 def _playground(asked: bool | None, ray: bool) -> bool:

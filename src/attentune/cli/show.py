@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +41,16 @@ def wait() -> None:
     told.wait()
 
 
+@contextmanager
+def resumable() -> Generator[None]:
+    """Training: who interrupts it is told how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress("interrupted; the same command with --resume goes on from the last checkpoint")
+        raise
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
     """A table on stdout; numbers stand at the right."""
     if not is_first_process():
@@ -51,6 +62,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | No
     for row in rows:
         shown.add_row(*(cell(value) for value in row))
     Console(highlight=False, markup=False).print(shown)
+
+
+def count(number: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def cell(value: Any) -> str:

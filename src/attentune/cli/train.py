@@ -96,20 +96,21 @@ def train_command(
         "method.source_names": source,
     }
     named: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    result = (train if seeds is None else partial(train_seeds, seeds=seeds))(
-        data,
-        method,
-        output,
-        backbone,
-        recipe,
-        library=sources,
-        task=task,
-        text=text or (),
-        label=label,
-        resume=resume,
-        report=(lambda line: None) if json else show.progress,
-        **{**named, **parse_set(changes or [])},
-    )
+    with show.resumable():
+        result = (train if seeds is None else partial(train_seeds, seeds=seeds))(
+            data,
+            method,
+            output,
+            backbone,
+            recipe,
+            library=sources,
+            task=task,
+            text=text or (),
+            label=label,
+            resume=resume,
+            report=(lambda line: None) if json else show.progress,
+            **{**named, **parse_set(changes or [])},
+        )
     if json:
         show.as_json({"output": str(result.folder), **result.metrics, "notes": result.notes})
         return

@@ -43,6 +43,9 @@ def train_many_command(
 
     A task that fails is told of, and the others go on; the exit code is then 1.
 
+    Columns are found by their names, such as text and label: rename others, or train that task alone with --text and
+    --label of `attentune train`.
+
     One attention over source prompts for all of them:
     attentune train-many tone=reviews.csv urgency=mails.csv --sources prompts --share-attention --output models
     """
@@ -53,19 +56,20 @@ def train_many_command(
 
     logging.set_verbosity_error()
     chosen: dict[str, Any] = {} if source is None else {"method.source_names": source}
-    results = train_many(
-        _sets(tasks),
-        output,
-        backbone,
-        recipe,
-        method=method,
-        library=sources,
-        together=together,
-        share_attention=share_attention,
-        resume=resume,
-        report=(lambda line: None) if json else show.progress,
-        **{**chosen, **parse_set(changes or [])},
-    )
+    with show.resumable():
+        results = train_many(
+            _sets(tasks),
+            output,
+            backbone,
+            recipe,
+            method=method,
+            library=sources,
+            together=together,
+            share_attention=share_attention,
+            resume=resume,
+            report=(lambda line: None) if json else show.progress,
+            **{**chosen, **parse_set(changes or [])},
+        )
     if json:
         done = {name: {"output": str(one.folder), **one.metrics} for name, one in results.items()}
         show.as_json({**done, **{name: {"error": str(error)} for name, error in results.failed.items()}})

@@ -50,7 +50,8 @@ def risk_coverage_diagram(
         panel.plot(curve.answered, curve.risk, color=COLOURS[i % len(COLOURS)], linewidth=1.6, label=label)
     for name, (answered, risk) in (marked or {}).items():
         panel.scatter([answered], [risk], s=36, color=COLOURS[1], zorder=3, clip_on=False)
-        panel.annotate(name, (answered, risk), (-8, 6), textcoords="offset points", fontsize=9, ha="right")
+        side, aligned = (8, "left") if answered < 0.5 else (-8, "right")
+        panel.annotate(name, (answered, risk), (side, 6), textcoords="offset points", fontsize=9, ha=aligned)
     # The first few rows swing between no risk and all of it: the scale is that of the rest.
     steady = [curve.risk[curve.answered >= SWING] for curve in curves.values()]
     highest = max((float(risk.max()) for risk in steady), default=0.0)

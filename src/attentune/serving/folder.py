@@ -32,6 +32,7 @@ from attentune import store
 from attentune.errors import ConfigError, StorageError, StoreError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAMES = "a task's name has letters, digits, '.', '_' and '-', begins with a letter or digit and is 128 long at most"
 PARTS = (store.CONFIG, store.WEIGHTS, store.CARD)
 
 
@@ -46,6 +47,14 @@ class Folder:
     def names(self) -> list[str]:
         """What may be tasks, in order."""
         return sorted(p.name for p in self.path.iterdir() if p.is_dir() and NAME.fullmatch(p.name))
+
+    def misnamed(self) -> list[str]:
+        """Adapter folders that cannot be tasks, as their names are none of a task."""
+        return sorted(
+            p.name
+            for p in self.path.iterdir()
+            if (p / store.CONFIG).is_file() and not p.name.startswith(".") and not NAME.fullmatch(p.name)
+        )
 
     def place(self, name: str) -> Path:
         """Where the version lies that answers."""
@@ -190,7 +199,4 @@ def version_id(folder: Path) -> str:
 def check_name(name: str) -> None:
     """ConfigError for a name that no task can have."""
     if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"a task's name has letters, digits, '.', '_' and '-', begins with a letter or digit and is 128 long at "
-            f"most; found {name[:140]!r}"
-        )
+        raise ConfigError(f"{NAMES}; found {name[:140]!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -67,7 +68,9 @@ def check_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        raise ConfigError(f"nobody can listen on {host}:{port}: {error.strerror}") from error
+        # Of a taken port Python's own sentence says the address once more.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise ConfigError(f"nobody can listen on {host}:{port}: {reason}") from error
 
 
 def _watching(inner: Any, registry: Registry, report: Callable[[str], None]) -> Any:

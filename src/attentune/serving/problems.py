@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -85,9 +87,7 @@ def install(app: FastAPI) -> None:
         return Problem(status, str(error), {"Retry-After": "1"} if status == 503 else None)
 
     async def invalid(_: Request, error: Any) -> Problem:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return Problem(422, f"{where or 'the body'}: {first['msg']}")
+        return Problem(422, _fault(error.errors()))
 
     async def http(request: Request, error: Any) -> Problem:
         headers = dict(error.headers or {})
@@ -108,6 +108,30 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, broken)
+
+
+BRANCHES = re.compile(r"str|(list|dict)\[.*\]")
+"""What pydantic calls the forms that a field may have."""
+
+
+def _fault(errors: Sequence[Mapping[str, Any]]) -> str:
+    """The first fault of a body, in a sentence.
+
+    A field that may have several forms has a fault for each: told is that of the form that was meant, or that it is
+    none of them.
+    """
+
+    def place(error: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(str(part) for part in error["loc"][1:] if not BRANCHES.fullmatch(str(part)))
+
+    def other_form(error: Mapping[str, Any]) -> bool:
+        return bool(BRANCHES.fullmatch(str(error["loc"][-1]))) and error["type"].endswith("_type")
+
+    first = errors[0]
+    same = [error for error in errors if place(error)[: len(place(first))] == place(first)]
+    meant = next((error for error in same if not other_form(error)), None)
+    told = meant["msg"] if meant else " or ".join(dict.fromkeys(error["msg"] for error in same))
+    return f"{'.'.join(place(meant or first)) or 'the body'}: {told}"
 
 
 def _methods(app: FastAPI, request: Request) -> list[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from attentune.errors import AttentuneError, ConfigError, ConflictError, StoreError, UnknownTaskError
 from attentune.serving.bank import Bank
-from attentune.serving.folder import Folder, check_name, version_id, writing
+from attentune.serving.folder import NAMES, Folder, check_name, version_id, writing
 from attentune.serving.held import Held
 from attentune.serving.versions import Served, Trial, Version, check_alike, check_beside, read
 
@@ -45,6 +45,7 @@ class Registry:
         self._tasks: dict[str, Served] = {}
         self._stamps: dict[str, Hashable] = {}
         self._seen = ""
+        self._misnamed: set[str] = set()
         self._changing = threading.RLock()
         self._draw = random.Random()
 
@@ -125,6 +126,10 @@ class Registry:
             # Before anything is read: what changes from now on is another revision.
             seen = self.folder.revision()
             found = self.folder.names()
+            misnamed = set(self.folder.misnamed())
+            for name in sorted(misnamed - self._misnamed):
+                report(f"{name} is not served: {NAMES}")
+            self._misnamed = misnamed
             changed = False
             for name in found:
                 try:

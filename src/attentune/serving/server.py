@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
@@ -67,7 +68,8 @@ def build(
         service.ready = False
         await run_in_threadpool(engine.close)
 
-    app = FastAPI(
+    # FastAPI's own /docs and /redoc fetch their scripts from elsewhere, and are white where there is no network.
+    app = FastAPIOffline(
         title="attentune",
         summary="Any number of text tasks on one frozen backbone.",
         lifespan=life,

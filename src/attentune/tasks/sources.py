@@ -178,6 +178,10 @@ def _names(path: Path, rows: Iterator[list[str]]) -> list[str]:
                 f"{path}, row {count} has {len(row)} cells, wanted {len(header)} ({', '.join(header)}); "
                 "quote texts that hold the delimiter"
             )
+    if len(header) == 1 and ";" in header[0]:
+        raise DataError(
+            f"{path} has one column, {header[0]!r}; cells are wanted with commas between them, not semicolons"
+        )
     names = [name for name in header if name]
     if not names or not count:
         raise DataError(f"{path} has no rows; wanted a line of column names and at least one row")
@@ -256,6 +260,8 @@ def _named(value: Any, names: tuple[str, ...]) -> Any:
 def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8; save it as UTF-8"
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
@@ -268,10 +274,13 @@ def _shown(source: Source) -> str:
 def _quiet() -> Generator[None]:
     import datasets
 
-    shown = not datasets.utils.are_progress_bars_disabled()
+    shown, level = not datasets.utils.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.utils.disable_progress_bars()
+    # What it has against a file is in what it raises; its log would say it twice.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if shown:
             datasets.utils.enable_progress_bars()

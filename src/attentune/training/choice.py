@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attentune.backbones import MINILM, hub_id
 from attentune.errors import ConfigError, DataError, UnsupportedError
+from attentune.methods import METHODS
 from attentune.tasks import Data, Task, load_data, task_of
 from attentune.tasks.classify import Classification
 from attentune.tasks.draw import few
@@ -43,6 +44,8 @@ def choose(
     library: str | Path | None = None,
 ) -> tuple[Data, Recipe]:
     """Read the data as the recipe says; without a recipe take the one for the kind of task that they make."""
+    if method is not None and method not in METHODS:
+        raise ConfigError(f"no method {method!r}; the methods are {', '.join(METHODS)}")
     if isinstance(recipe, Recipe | None):
         first = recipe or recipe_of({"method": {"name": method or "pasta"}})
     else:

@@ -34,10 +34,10 @@ from attentune.writing import Writes, write
 
 
 class Reporter(TrainerCallback):
-    """One line after each evaluation."""
+    """One line after each evaluation, and one where training ends before its last epoch."""
 
-    def __init__(self, report: Callable[[str], None], metric: str) -> None:
-        self.report, self.metric, self.loss = report, metric, math.nan
+    def __init__(self, report: Callable[[str], None], metric: str, patience: int) -> None:
+        self.report, self.metric, self.patience, self.loss = report, metric, patience, math.nan
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Remember the training loss."""
@@ -51,6 +51,12 @@ class Reporter(TrainerCallback):
                 f"epoch {state.epoch or 0:.1f} of {state.num_train_epochs}: loss {self.loss:.4f}, "
                 f"validation {self.metric} {value:.4f}"
             )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Say why it ends early."""
+        if state.is_world_process_zero and self.patience and state.global_step < state.max_steps:
+            times = "evaluation" if self.patience == 1 else f"{self.patience} evaluations"
+            self.report(f"stopped: validation {self.metric} was no better for {times}; the best is kept")
 
 
 def arguments(folder: Path, training: TrainingOptions, metric: str, name: str | None = None) -> TrainingArguments:
@@ -237,7 +243,7 @@ def build_trainer(
         compute_metrics=None if writes else cast("Any", scores),
         optimizers=(optimiser(model, training, attention), cast("Any", None)),
         callbacks=[
-            Reporter(report, cast("str", args.metric_for_best_model)),
+            Reporter(report, cast("str", args.metric_for_best_model), training.patience),
             RunLog(Path(cast("str", args.output_dir))),
             NoInputGradients(),
         ],

@@ -170,9 +170,20 @@ def read_recipe(path: str | Path) -> Recipe:
     try:
         ships = not Path(path).exists() and shipped.is_file()
         text = shipped.read_text(encoding="utf-8") if ships else Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"no recipe {str(path)!r}: wanted a TOML file, or one that ships, as {', '.join(_papers())}"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the recipe {path}: {error}") from error
     return parse_recipe(text, str(path))
+
+
+def _papers() -> list[str]:
+    """The recipes of the papers."""
+    methods = (resources.files("attentune") / "recipes" / "papers").iterdir()
+    files = ((method.name, file.name) for method in methods if method.is_dir() for file in method.iterdir())
+    return sorted(f"papers/{method}/{name.removesuffix('.toml')}" for method, name in files if name.endswith(".toml"))
 
 
 def parse_recipe(text: str, name: str = "the recipe") -> Recipe:

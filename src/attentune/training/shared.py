@@ -33,7 +33,7 @@ from attentune.training.loop import arguments
 from attentune.training.recipe import Recipe
 from attentune.training.sources.mixture import mean_attention, put_sources, take_sources
 from attentune.training.together import MixedTrainer, OneOf, Part, build_mixed_trainer, epoch_score, share
-from attentune.training.train import Report, Result, certified, counted, encode_splits, measured, told
+from attentune.training.train import Report, Result, certified, counted, encode_splits, measured, tell_replaced, told
 from attentune.vocabulary import VocabularyHead
 
 
@@ -74,6 +74,7 @@ def train_shared(
     first = next(iter(chosen.values())).recipe
     backbone, first = backbone_of(first, backbone)
     for name, one in chosen.items():
+        tell_replaced(one.target, report)
         for note in one.rows.notes:
             report(f"{name}: {note}")
     set_seed(first.training.seed)

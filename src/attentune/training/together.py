@@ -229,7 +229,7 @@ def build_mixed_trainer(
         eval_dataset=Jobs(jobs[:1]),  # `evaluate` knows the rows; the Trainer asks that there be some
         optimizers=(optimiser(together, training, attention), cast("Any", None)),
         callbacks=[
-            Reporter(report, epoch_score(parts.values())),
+            Reporter(report, epoch_score(parts.values()), training.patience),
             RunLog(Path(cast("str", args.output_dir))),
             NoInputGradients(),
         ],

@@ -81,6 +81,7 @@ def train(
             found and what exists.
     """
     target = store.check_writable(output)
+    tell_replaced(target, report)
     rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides), library)
     backbone, chosen = backbone_of(chosen, backbone)
     rows = drawn(rows, chosen.task.shots, chosen.training.seed)
@@ -170,6 +171,12 @@ def learn(
     return Result(target, card, metrics, (*rows.notes, *([note] if note else [])))
 
 
+def tell_replaced(target: Path, report: Report) -> None:
+    """Say that an adapter is where the new one will be."""
+    if (target / store.CONFIG).is_file():
+        report(f"{target.name} holds an adapter already; the new one takes its place when it is done")
+
+
 def identity_of(rows: Data, chosen: Recipe, ground: Ground) -> list[Any]:
     """What a run must have in common with an earlier one to go on with it."""
     return [chosen.to_toml(), ground.origin.fingerprint, every_row(rows)]
@@ -236,7 +243,7 @@ def told(calibration: Calibration, judged: Mapping[str, Judgement]) -> str:
         return "calibration: this kind of task states no probabilities"
     return (
         f"calibration: temperature {calibration.temperature:.3f}, "
-        f"expected error on {name} {last.before.error:.4f} -> {last.after.error:.4f}"
+        f"expected calibration error on {name} {last.before.error:.4f} -> {last.after.error:.4f}"
     )
 
 
