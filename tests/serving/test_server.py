@@ -74,10 +74,8 @@ def test_without_a_playground_the_root_says_what_is_here(client: TestClient) -> 
     assert "tone" not in found.text
 
 
-@pytest.mark.parametrize("page", ["/docs", "/redoc"])
-def test_the_pages_of_the_paths_fetch_nothing_from_elsewhere(client: TestClient, page: str) -> None:
-    text = client.get(page).text
-    fetched = re.findall(r"""(?:src|href)="([^"]+)\"""", text)
+def test_the_page_of_the_paths_fetches_nothing_from_elsewhere(client: TestClient) -> None:
+    fetched = re.findall(r"""(?:src|href)="([^"]+)\"""", client.get("/docs").text)
     assert len(fetched) > 1
     assert all(client.get(path).status_code == 200 for path in fetched if path.startswith("/"))
     assert [path for path in fetched if not path.startswith("/")] == []

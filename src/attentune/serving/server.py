@@ -68,8 +68,9 @@ def build(
         service.ready = False
         await run_in_threadpool(engine.close)
 
-    # FastAPI's own /docs and /redoc fetch their scripts from elsewhere, and are white where there is no network.
+    # FastAPI's own /docs fetches its script from elsewhere, and is white where there is no network; /redoc would do so.
     app = FastAPIOffline(
+        redoc_url=None,
         title="attentune",
         summary="Any number of text tasks on one frozen backbone.",
         lifespan=life,
