@@ -48,14 +48,14 @@ class _Dropped(torch.autograd.Function):
         q, k, v, keep, bias, out = ctx.saved_tensors
         weights = _weights(q, k, bias)
         # w_j (g_j - sum_i w_i g_i), g = keep * (grad v'); the sum is grad . out.
-        scores = (grad @ v.transpose(-1, -2) * keep - (grad * out).sum(-1, keepdim=True)) * weights
-        for_v = _product((weights * keep).transpose(-1, -2), grad)
+        scores = (grad @ v.transpose(-1, -2)).mul_(keep).sub_((grad * out).sum(-1, keepdim=True)).mul_(weights)
+        for_v = _product(weights.mul_(keep).transpose(-1, -2), grad)
         return _product(scores, k), _product(scores.transpose(-1, -2), q), for_v, None, None
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
     scores = q @ k.transpose(-1, -2)
-    return (scores if bias is None else scores + bias).softmax(-1)
+    return (scores if bias is None else scores.add_(bias)).softmax(-1)
 
 
 def _product(square: Tensor, few: Tensor) -> Tensor:
