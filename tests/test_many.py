@@ -225,7 +225,7 @@ def test_refusals(quiet: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mo
         train_many({"../a": rows}, output, where)
     with pytest.raises(ConfigError, match="at least one task is trained at a time, found together=0"):
         train_many({"a": rows}, output, where, together=0)
-    with pytest.raises(ConfigError, match="needs a name, one of tiny_attention"):
+    with pytest.raises(ConfigError, match="no method 'lora'; the methods are tiny_attention"):
         train_many({"a": rows, "b": rows}, output, where, method="lora")
     with pytest.raises(AttentuneError, match=r"reporting to wandb|wandb follows one run of a process"):
         train_many({"a": rows}, output, where, report_to=["wandb"])
