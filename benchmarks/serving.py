@@ -171,8 +171,9 @@ def one_text(folder: Path, sizes: argparse.Namespace) -> Figures:
         contenders[method] = lambda i, method=method: bank(given[i].ids, given[i].mask, [f"{method}-{i % 8}"])
     with torch.inference_mode():
         seconds = in_turn(contenders, 10 * sizes.rounds, clock=CLOCK)
-    found: Figures = {"ms of the bare backbone": 1000 * median(seconds.pop("bare"))}
-    return found | {name: 1000 * median(each) / found["ms of the bare backbone"] for name, each in seconds.items()}
+    reference = seconds.pop("bare")
+    found: Figures = {"ms of the bare backbone": 1000 * median(reference)}
+    return found | {name: ratio(each, reference) for name, each in seconds.items()}
 
 
 def _lora(count: int) -> tuple[Any, list[float]]:

@@ -10,7 +10,7 @@ from attentune.dropout import kept
 from attentune.dropped_attention import dropped_attention
 
 from .drawing import Drawer, close, differentiable, few, seeds, small
-from .slow import dot, softmax, times, weighted
+from .slow import dot, softmax, weighted
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ def slow(q, k, v, allowed, keep, p):
             continue
         weights = softmax([dot(query, k[j]) / len(query) ** 0.5 for j in seen])
         dropped = [w * keep[t][j] / (1 - p) for w, j in zip(weights, seen, strict=True)]
-        out.append(times(1.0, weighted(dropped, [v[j] for j in seen])))
+        out.append(weighted(dropped, [v[j] for j in seen]))
     return out
 
 

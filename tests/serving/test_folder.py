@@ -10,7 +10,7 @@ import pytest
 from attentune.backbones import load_backbone
 from attentune.errors import ConflictError, StoreError, UnknownTaskError
 from attentune.serving import Bank
-from attentune.serving.folder import NAMES, Folder, copy_of
+from attentune.serving.folder import NAME_RULE, Folder, copy_of
 from attentune.serving.registry import Registry
 from serving.kit import adapter
 
@@ -131,7 +131,7 @@ def test_an_adapter_whose_name_is_none_of_a_task_is_told_of_once(
     here.scan(lines.append)
     here.scan(lines.append)
     assert here.names == []
-    assert lines == [f"bad name! is not served: {NAMES}"]
+    assert lines == [f"bad name! is not served: {NAME_RULE}"]
 
 
 def test_one_changes_the_folder_at_a_time(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from attentune import store
 from attentune.errors import ConfigError, StorageError, StoreError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-NAMES = "a task's name has letters, digits, '.', '_' and '-', begins with a letter or digit and is 128 long at most"
+NAME_RULE = "a task's name has letters, digits, '.', '_' and '-', begins with a letter or digit and is 128 long at most"
 PARTS = (store.CONFIG, store.WEIGHTS, store.CARD)
 
 
@@ -199,4 +199,4 @@ def version_id(folder: Path) -> str:
 def check_name(name: str) -> None:
     """ConfigError for a name that no task can have."""
     if not NAME.fullmatch(name):
-        raise ConfigError(f"{NAMES}; found {name[:140]!r}")
+        raise ConfigError(f"{NAME_RULE}; found {name[:140]!r}")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from attentune.errors import AttentuneError, ConfigError, ConflictError, StoreError, UnknownTaskError
 from attentune.serving.bank import Bank
-from attentune.serving.folder import NAMES, Folder, check_name, version_id, writing
+from attentune.serving.folder import NAME_RULE, Folder, check_name, version_id, writing
 from attentune.serving.held import Held
 from attentune.serving.versions import Served, Trial, Version, check_alike, check_beside, read
 
@@ -128,7 +128,7 @@ class Registry:
             found = self.folder.names()
             misnamed = set(self.folder.misnamed())
             for name in sorted(misnamed - self._misnamed):
-                report(f"{name} is not served: {NAMES}")
+                report(f"{name} is not served: {NAME_RULE}")
             self._misnamed = misnamed
             changed = False
             for name in found:
