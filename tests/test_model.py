@@ -18,6 +18,7 @@ from attentune import (
     TaskModel,
     TinyAttentionConfig,
 )
+from attentune.errors import UnsupportedError
 from attentune.model import LanguageModel
 
 
@@ -107,6 +108,27 @@ def test_pooling_the_prompt_needs_one() -> None:
         PastaConfig(head=head(pooling="prefix"))
     with pytest.raises(ConfigError, match="prefix_propagation has none as it is set"):
         PrefixPropagationConfig(mode="tune", head=head(pooling="prefix"))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("options", [{"head": head(pooling="prefix")}, {"head": head(), "pool": "prefix"}])
+def test_a_prompt_that_sees_no_text_is_not_pooled(kind: str, options: dict[str, Any]) -> None:
+    model = TaskModel(model_of(kind).model if kind == "llama" else model_of(kind).transformer)
+    with pytest.raises(UnsupportedError, match="pooling 'last' reads the whole text"):
+        model.add_adapter("one", PrefixPropagationConfig(**options))
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "t5"])
+def test_a_pooled_prompt_is_past_the_norm_of_the_stack(kind: str) -> None:
+    """It is the state that `pool="prefix"` puts at the text's first position."""
+    found: list[Any] = []
+    for options in ({"head": head(pooling="prefix")}, {"head": head(), "pool": "prefix"}):
+        model = TaskModel(model_of(kind)).eval()
+        torch.manual_seed(1)
+        model.add_adapter("one", PrefixPropagationConfig(length=3, init_weights=False, **options))
+        batch = batch_of(kind)
+        found.append(model.states(batch["input_ids"], batch["attention_mask"]))
+    torch.testing.assert_close(found[0].prefix, found[1].last[:, 0])
 
 
 @pytest.mark.parametrize("pool", ["text", "prefix"])

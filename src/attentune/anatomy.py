@@ -49,7 +49,7 @@ class Anatomy:
     """Site name -> place in a block, for every site that is inside blocks."""
     positions: Positions = "index"
     """How positions are told: "index" position_ids from 0; "padding" from pad_token_id + 1 with pads at pad_token_id;
-    "table" no argument, the output of `embed_positions` is replaced; "relative" nothing to tell."""
+    "table" to the module `embed_positions`; "relative" nothing to tell."""
     stack: str = ""
     """Path of the stack relative to the backbone; "" where the backbone is the stack."""
     specials: tuple[str | int, ...] = ()

@@ -30,12 +30,16 @@ def source_tokens(model: nn.Module, count: int | None) -> Generator[None]:
 
 
 @contextmanager
-def rows(model: nn.Module, names: list[str], configs: dict[str, Any]) -> Generator[None]:
-    """Give each row of the batches run inside its own adapter; "__base__" is the backbone alone.
+def rows(model: nn.Module, names: list[str], configs: dict[str, Any], batch: Tensor | None) -> Generator[None]:
+    """Give each row of a batch [B,...] its own adapter; "__base__" is the backbone alone. What runs inside may have a
+    multiple of the rows (beam search).
 
     Raises:
-        UnsupportedError: an unknown name, a merged adapter, or a native head that not all named adapters have.
+        UnsupportedError: an unknown name, more or fewer names than rows, a merged adapter, or a native head that not
+            all named adapters have.
     """
+    if batch is not None and len(names) != len(batch):
+        raise UnsupportedError(f"adapter_names has one name a row: {len(names)} names were given for {len(batch)} rows")
     request = RowRequest.of(names, configs)
     modules = list(model.modules())
     merged = {n for m in modules if isinstance(m, AdapterLayer) for n in m.merged_adapters}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,17 @@ class TaskOutput(ModelOutput):
     """[B,T,D], where no head answers for some row or where output_hidden_states asks for it."""
     prompt_attention: list[Tensor | None] | None = None
     """Where a bank is asked for it: each row's weights [J] of the prompts mixed for it, None where none are."""
+
+    def in_rows(self, rows: Sequence[int]) -> TaskOutput:
+        """The answers of another order of the batch: what stands at i is put at rows[i]."""
+        found: dict[str, Any] = {}
+        for key, value in self.items():
+            if torch.is_tensor(value):
+                at = torch.tensor(rows, device=value.device)
+                found[key] = torch.empty_like(value).index_copy_(0, at, value)
+            else:
+                found[key] = [each for _, each in sorted(zip(rows, value, strict=True), key=lambda pair: pair[0])]
+        return TaskOutput(**found)
 
 
 @dataclass

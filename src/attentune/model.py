@@ -227,7 +227,8 @@ class TaskModel(Adapted):
         """
         kwargs.pop("return_dict", None)
         if adapter_names is not None:
-            with rows(self, list(adapter_names), dict(self._configs)):
+            lead = kwargs.get("inputs_embeds") if input_ids is None else input_ids
+            with rows(self, list(adapter_names), dict(self._configs), lead):
                 return self.forward(input_ids, attention_mask, None, output_hidden_states, **kwargs)
         states = self.states(input_ids, attention_mask, **kwargs)
         answer = self.heads(states)
@@ -277,16 +278,16 @@ class LanguageModel(Adapted):
         Raises:
             UnsupportedError: an unknown name, or as many names as there are not rows.
         """
-        with self._chosen(adapter_names):
+        with self._chosen(adapter_names, input_ids):
             return self.backbone(input_ids=input_ids, **kwargs)
 
     def generate(self, input_ids: Tensor, adapter_names: Sequence[str] | None = None, **options: Any) -> Tensor:
         """input_ids [B,T] -> tokens [B,T'], else as `forward`; `options` are those of transformers."""
-        with self._chosen(adapter_names), source_tokens(self, int(input_ids.shape[1])):
+        with self._chosen(adapter_names, input_ids), source_tokens(self, int(input_ids.shape[1])):
             return self.backbone.generate(input_ids=input_ids, **options)
 
-    def _chosen(self, names: Sequence[str] | None) -> AbstractContextManager[None]:
-        return nullcontext() if names is None else rows(self, list(names), self.peft_config)
+    def _chosen(self, names: Sequence[str] | None, batch: Tensor) -> AbstractContextManager[None]:
+        return nullcontext() if names is None else rows(self, list(names), self.peft_config, batch)
 
 
 def twin(model: nn.Module) -> nn.Module:

@@ -63,6 +63,12 @@ class SiteTuner(BaseTuner):
         outside = [i for i in blocks if not 0 <= i < layers]
         if outside:
             raise ConfigError(f"layers_to_transform names {outside}; the blocks are 0 to {layers - 1}")
+        pools_prompt = method.pools_prompt(cfg) or (cfg.head or {}).get("pooling") == "prefix"
+        if pools_prompt and anatomy.causal:
+            raise UnsupportedError(
+                f"{stack.config.model_type} reads from left to right, so that a prompt row in front of the text sees "
+                "nothing of it and cannot be pooled; pooling 'last' reads the whole text"
+            )
         for site in method.sites_of(cfg):
             if site == Site.PROMPT:
                 self._target(path, anatomy.embed, site, Place(anatomy.embed), stack, 0)
@@ -167,7 +173,8 @@ class SiteTuner(BaseTuner):
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Generator[None]:
         names, tokens = kwargs.get("adapter_names"), kwargs.get("input_ids", args[0] if args else kwargs.get("inputs"))
         source = int(tokens.shape[1]) if torch.is_tensor(tokens) else None
-        chosen = nullcontext() if names is None else rows(self.model, names, self.peft_config)
+        lead = tokens if torch.is_tensor(tokens) else kwargs.get("inputs_embeds")
+        chosen = nullcontext() if names is None else rows(self.model, names, self.peft_config, lead)
         with source_tokens(self.model, source), chosen:
             yield
 

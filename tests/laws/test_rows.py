@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from attentune.anatomy import anatomies_of, max_length
 from attentune.errors import UnsupportedError
 from laws.cells import CELLS, Form, adapted, add, cells
 from laws.matrix import APART, REFUSED, Says
@@ -100,5 +101,47 @@ def test_unknown_names_and_wrong_counts_raise(form: Form, kind: str) -> None:
     model, batch = adapted(form, kind), batch_of(kind)
     with pytest.raises(UnsupportedError, match="no such adapter"):
         answer(model, batch, adapter_names=["default", "nobody", "default"])
-    with pytest.raises(UnsupportedError, match="one name a row"):
-        answer(model, batch, adapter_names=["default", "default"])
+    for wrong in (["default"], ["default"] * 2, ["default"] * 6):
+        with pytest.raises(UnsupportedError, match="one name a row"):
+            answer(model, batch, adapter_names=wrong)
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_rows_that_fit_alone_fit_together(kind: str) -> None:
+    """A text of all positions beside one with a prompt: only their padding has no position of its own."""
+    form = Form("prefix_propagation", (("length", 3),))
+    model = adapted(form, kind)
+    config: Any = model.base_model.model.config
+    room = max_length(config) or 48
+    batch = batch_of(kind, (room, room - 3, 5))
+    names = ["__base__", "default", "default"]
+    mixed = answer(model, batch, adapter_names=names)
+    for row, name in enumerate(names):
+        length = int(batch["attention_mask"][row].sum())
+        one = {k: v if v.shape[1] < room else v[:, :length] for k, v in rows_of(batch, [row]).items()}
+        alone = answer(model, one, adapter_names=[name])
+        torch.testing.assert_close(mixed[row][real(batch, row)], alone[0][real(one, 0)], **TOLERANCE)
+    if max_length(config) is not None and not anatomies_of(config)[0].rotary:
+        with pytest.raises(UnsupportedError, match=f"{room} tokens and 3 prompt rows need {room + 3} positions"):
+            answer(model, batch, adapter_names=["default", "default", "__base__"])
+
+
+def test_positions_that_move_without_a_prompt_end_too() -> None:
+    form = Form("prefix_propagation", (("length", 3), ("mode", "kernel"), ("paper_exact", True)))
+    model = adapted(form, "bert")
+    answer(model, batch_of("bert", (45, 9)))
+    with pytest.raises(UnsupportedError, match="46 tokens and 3 prompt rows need 49 positions"):
+        answer(model, batch_of("bert", (46, 9)))
+
+
+def test_returned_attentions_are_each_row_s_own() -> None:
+    """DeBERTa runs once for each adapter, since its projections are called again on relative embeddings."""
+    form = Form("kernel_mix")
+    model = adapted(form, "deberta-v2")
+    add(model, "other", form, 2)
+    batch, names = batch_of("deberta-v2"), ["other", "default", "__base__"]
+    mixed = model(**batch, adapter_names=names, output_attentions=True).attentions
+    for row, name in enumerate(names):
+        alone = model(**rows_of(batch, [row]), adapter_names=[name], output_attentions=True).attentions
+        for block, each in enumerate(alone):
+            torch.testing.assert_close(mixed[block][row], each[0], **TOLERANCE)

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from laws.cells import FORMS, Form, refused
 from laws.zoo import batch_of, model_of, rows_of
 from safetensors.torch import load_file, save_file
 
-from attentune import TaskModel
+from attentune import METHODS, TaskModel, store
 from attentune.backbones import load_backbone
 from attentune.errors import ConfigError, StoreError, UnknownTaskError
 from attentune.serving import Bank
@@ -91,6 +92,38 @@ def bert() -> Any:
     return backbone("bert")
 
 
+def test_all_methods_in_one_batch(bert: Any, tmp_path: Path) -> None:
+    """The bank puts the rows of a method side by side; what it answers is in the order of what it was asked."""
+    folders = {name: adapter(backbone("bert"), tmp_path / name, name, i) for i, name in enumerate(METHODS)}
+    bank = Bank(bert)
+    for name, folder in folders.items():
+        bank.add(name, folder)
+    names = [BASE, *METHODS, *reversed(METHODS), BASE]
+    inputs = batch("bert", tuple(5 + i % 7 for i in range(len(names))))
+    out = bank(adapter_names=names, prompt_attention=True, **inputs)
+    assert out.logits is not None
+    assert out.num_labels is not None
+    assert out.prompt_attention is not None
+    assert out.last_hidden_state is not None
+    for row, name in enumerate(names):
+        one = rows_of(inputs, [row])
+        weights = out.prompt_attention[row]
+        assert (weights is not None) == (name == "attempt")
+        if name == BASE:
+            keep = one["attention_mask"][0].bool()
+            wanted = backbone("bert")(**one).last_hidden_state[0][keep]
+            torch.testing.assert_close(out.last_hidden_state[row][keep], wanted, atol=1e-5, rtol=1e-5)
+            continue
+        torch.testing.assert_close(
+            out.logits[row], alone(backbone("bert"), folders[name], one)[0], atol=1e-5, rtol=1e-5
+        )
+        if weights is not None:
+            own = bank(adapter_names=[name], prompt_attention=True, **one).prompt_attention
+            assert own is not None
+            torch.testing.assert_close(weights, own[0], atol=1e-5, rtol=1e-5)
+    assert out.num_labels.tolist() == [0 if name == BASE else 3 for name in names]
+
+
 def test_base_rows_are_the_backbone(bert: Any, tmp_path: Path) -> None:
     bank = Bank(bert)
     bank.add("a", adapter(backbone("bert"), tmp_path / "a"))
@@ -143,6 +176,16 @@ def test_sources_that_tasks_share_are_kept_once(bert: Any, tmp_path: Path) -> No
     assert shelves[0] is shelves[1]
     assert shelves[2] is not shelves[0]
     assert not any(part.key == "source_prompts" for part in shelves[0].parts)
+
+
+def test_cards_go_with_their_last_task(bert: Any, tmp_path: Path) -> None:
+    bank = Bank(bert)
+    for labels in (2, 3, 4):
+        bank.add("x", adapter(backbone("bert"), tmp_path / str(labels), labels=labels))
+    card = weakref.ref(bank.entry("x").card.task)
+    bank.remove("x")
+    gc.collect()
+    assert card() is None
 
 
 def test_shelves_go_with_their_last_task(bert: Any, tmp_path: Path) -> None:
@@ -240,6 +283,11 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(bert: Any, tmp_path: P
         bank.add("x", poisoned)
     with pytest.raises(ConfigError, match="bare backbone"):
         bank.add(BASE, good)
+    vast = adapter(backbone("bert"), tmp_path / "vast", "kernel_mix")
+    config = json.loads((vast / store.CONFIG).read_text())
+    (vast / store.CONFIG).write_text(json.dumps({**config, "q_shared_rank": 20_000_000}))
+    with pytest.raises(StoreError, match="q_shared_rank=20000000, and its longest tensor has 32"):
+        bank.add("x", vast)
     assert bank.entry("x").folder == good
 
 

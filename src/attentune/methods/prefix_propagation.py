@@ -83,12 +83,12 @@ class PrefixPropagationConfig(MethodConfig):
         return self.mode != "propagate"
 
 
-def steer(h: Tensor, prefix: Tensor, start: int, scale: Tensor | None = None) -> Tensor:
-    """h[:, start:start+m] * scale + prefix.  h [B,T,D], prefix, scale [R,m,D] -> [B,T,D]"""
+def steer(h: Tensor, prefix: Tensor, start: int, scale: Tensor | None = None, overwrite: bool = False) -> Tensor:
+    """h[:, start:start+m] * scale + prefix.  h [B,T,D], prefix, scale [R,m,D] -> [B,T,D]; `overwrite`: h may be lost"""
     m = prefix.shape[1]
     if scale is None:
         at = torch.arange(start, start + m, device=h.device)
-        return h.index_add(1, at, prefix.expand(len(h), -1, -1))
+        return (h.index_add_ if overwrite else h.index_add)(1, at, prefix.expand(len(h), -1, -1))
     return torch.cat([h[:, :start], h[:, start : start + m] * scale + prefix, h[:, start + m :]], 1)
 
 
@@ -141,7 +141,7 @@ def edit_input(cfg: PrefixPropagationConfig, p: Params, x: Tensor, y: Tensor, fr
         return y
     vectors = _dropped(cfg, frame, _vectors(cfg, p, "prefix", frame.memo.get("entrance", {})))
     add, scale = vectors.chunk(2, -1) if cfg.scale_rows else (vectors, None)
-    return steer(y, add, frame.width - frame.prompt, scale)
+    return steer(y, add, frame.width - frame.prompt, scale, frame.fresh)
 
 
 def _keys_values(cfg: PrefixPropagationConfig, p: Params, d: int, frame: Frame) -> tuple[Tensor, Tensor]:

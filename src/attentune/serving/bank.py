@@ -24,10 +24,10 @@ from attentune.forward import memo, requested
 from attentune.heads import States, TaskOutput, assemble
 from attentune.method import METHODS, MethodConfig
 from attentune.model import TaskModel
-from attentune.serving.entry import Entry, check_card, check_known, flat_row
+from attentune.serving.entry import Entry, check_card, check_known, check_sizes, flat_row
 from attentune.serving.graphs import Graphs
 from attentune.serving.head import Head
-from attentune.serving.held import Held, answers, first_block, groups, parts
+from attentune.serving.held import Held, answers, first_block, groups, order_of, parts
 from attentune.serving.sharing import Plan, plan
 from attentune.serving.shelf import Shelf, digest, frozen_tensors
 from attentune.serving.tiers import Tiers
@@ -82,7 +82,7 @@ class Bank:
         # A shelf lives as long as an entry that stands on it, which a batch in flight holds, too.
         self._shelves: WeakValueDictionary[tuple[str, str, str], Shelf] = WeakValueDictionary()
         self._numbers = itertools.count()
-        self._interned: dict[Any, Any] = {}
+        self._interned: WeakValueDictionary[int, Any] = WeakValueDictionary()
         # One forward at a time: a batch in flight lives on the model. Installing a shelf's hooks waits for it, too.
         self._running = threading.RLock()
 
@@ -145,6 +145,7 @@ class Bank:
         tensors, sha256 = store.tensors(stored.folder)
         config, head = stored.method, Head.of(stored.method, int(self.model.config.hidden_size))
         check_card(stored.card, config, max_length(self.model.config))
+        check_sizes(config, tensors)
         if head.kind == "masked":
             self._bring_vocabulary(name)
         shelf = self._shelf(config, tensors)
@@ -200,10 +201,22 @@ class Bank:
         with self._running, torch.inference_mode():
             self._clear()
             there = {key: value.to(self.model.device) for key, value in given.items()}
-            states, weights = self._run(held, there, prompt_attention)
-            output = assemble(list(answers(held, states)), states)
-            output.prompt_attention = weights
-            return output
+            order = order_of(held)
+            if order == sorted(order):
+                return self._answer(held, there, prompt_attention)
+            rows = torch.tensor(order, device=self.model.device)
+            output = self._answer(
+                [held[i] for i in order],
+                {key: value.index_select(0, rows) for key, value in there.items()},
+                prompt_attention,
+            )
+            return output.in_rows(order)
+
+    def _answer(self, held: Sequence[Held | None], given: dict[str, Tensor], prompt_attention: bool) -> TaskOutput:
+        states, weights = self._run(held, given, prompt_attention)
+        output = assemble(list(answers(held, states)), states)
+        output.prompt_attention = weights
+        return output
 
     def _run(
         self, held: Sequence[Held | None], given: dict[str, Tensor], prompt_attention: bool
@@ -275,10 +288,11 @@ class Bank:
 
     def _intern(self, card: TaskCard) -> TaskCard:
         """The card, sharing what it has in common with other tasks' cards."""
-        same = self._interned
-        return replace(
-            card,
-            task=same.setdefault(card.task, card.task),
-            columns=same.setdefault(card.columns, card.columns),
-            backbone=same.setdefault(card.backbone, card.backbone),
-        )
+
+        def known(part: Any) -> Any:
+            same = self._interned.get(hash(part))
+            if same != part:
+                same = self._interned[hash(part)] = part
+            return same
+
+        return replace(card, task=known(card.task), columns=known(card.columns), backbone=known(card.backbone))

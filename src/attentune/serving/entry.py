@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -41,7 +41,8 @@ def check_card(card: TaskCard, config: MethodConfig, room: int | None) -> None:
     Raises:
         StoreError: they do not, or it is none.
     """
-    prompt = METHODS[card.method].prompt_length(config)
+    method = METHODS[card.method]
+    prompt = method.prompt_length(config) + method.position_shift(config)
     longest = math.inf if room is None else room - prompt
     if not 1 <= card.max_length <= longest:
         raise StoreError(
@@ -51,6 +52,19 @@ def check_card(card: TaskCard, config: MethodConfig, room: int | None) -> None:
     temperature = card.calibration.temperature
     if not 0 < temperature < math.inf:
         raise StoreError(f"the card has the temperature {temperature}; wanted is a finite number above 0")
+
+
+def check_sizes(config: MethodConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Whether the file has tensors as long as its config says, before room is made for what the config says.
+
+    Raises:
+        StoreError: a number of the config is larger than anything in the file.
+    """
+    longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if isinstance(value, int) and value > max(longest, 1):
+            raise StoreError(f"the adapter's config has {option.name}={value}, and its longest tensor has {longest}")
 
 
 def check_known(shelf: Shelf, head: Head, config: MethodConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attentune.heads import States
-from attentune.method import Group
+from attentune.method import Group, start_of
 from attentune.serving.entry import Entry
 from attentune.serving.head import Head
 from attentune.serving.shelf import Shelf
@@ -40,6 +40,15 @@ def parts(held: Sequence[Held | None], stack: Stack) -> list[int]:
     return [first_block(one, stack) for one in held]
 
 
+def order_of(held: Sequence[Held | None]) -> list[int]:
+    """The rows so that those of each shelf follow one another, the bare ones last."""
+    first: dict[Shelf, int] = {}
+    for i, one in enumerate(held):
+        if one is not None:
+            first.setdefault(one.entry.shelf, i)
+    return sorted(range(len(held)), key=lambda i: len(held) if (one := held[i]) is None else first[one.entry.shelf])
+
+
 def groups(held: Sequence[Held | None], device: torch.device) -> Iterable[Group]:
     """The rows of each shelf together."""
     members: defaultdict[Shelf, list[int]] = defaultdict(list)
@@ -49,8 +58,9 @@ def groups(held: Sequence[Held | None], device: torch.device) -> Iterable[Group]
     # One slice a row: the shelf tells tasks apart by it.
     bodies = {id(one.row): one.row[: one.entry.shelf.size] for one in held if one is not None}
     for shelf, at in members.items():
-        index = None if len(at) == len(held) else torch.tensor(at, device=device)
-        yield shelf.group([bodies[id(cast("Held", held[i]).row)] for i in at], index)
+        some = len(at) < len(held)
+        index = torch.tensor(at, device=device) if some else None
+        yield shelf.group([bodies[id(cast("Held", held[i]).row)] for i in at], index, start_of(at) if some else None)
 
 
 def answers(held: Sequence[Held | None], states: States) -> Iterable[tuple[Tensor, Tensor]]:

@@ -77,10 +77,11 @@ class Shelf:
         parts = [_fitting(tensors, part.name, part.shape).flatten() for part in self.parts]
         return torch.cat(parts) if parts else torch.zeros(0)
 
-    def group(self, rows: Sequence[Tensor], at: Tensor | None) -> Group:
+    def group(self, rows: Sequence[Tensor], at: Tensor | None, start: int | None = None) -> Group:
         """Flat rows [N] of tasks, one for each row of the batch, the same one for the same task -> the group.
 
-        `at` [R] says which rows of the batch they are; None: all of them.
+        `at` [R] says which rows of the batch they are, None: all of them; `start` the first of those that follow one
+        another.
         """
         members = list({id(row): row for row in rows}.values())
         alone = len(members) == 1
@@ -89,7 +90,7 @@ class Shelf:
         if not alone:
             order = {id(row): i for i, row in enumerate(members)}
             which = torch.tensor([order[id(row)] for row in rows], device=flat.device)
-        return Group(self.method, self.config, (self.name,) * len(members), which, at, self.tensors(flat))
+        return Group(self.method, self.config, (self.name,) * len(members), which, at, start, self.tensors(flat))
 
     def tensors(self, flat: Tensor) -> Mapping[SiteLayer, Params]:
         """Tasks [R,N] -> the parameters of every site, [R, ...] each, or [1, ...] what is shared."""

@@ -182,19 +182,22 @@ class SiteLayer(AdapterLayer):
 
     def _edit_rows(self, group: Group, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
         view = self.stack.view(group, frame)
-        fresh = self._is_fresh()
+        fresh = self._is_fresh(y, frame)
         if group.rows is None:
             return self._edit_part(group, x, y, view, fresh)
-        part = self._edit_part(group, x.index_select(0, group.rows), y.index_select(0, group.rows), view, fresh=True)
-        return (y.index_copy_ if fresh else y.index_copy)(0, group.rows, part)
+        if not fresh and not torch.is_grad_enabled():
+            frame.own, fresh = y.clone(), True
+            y = frame.own
+        part = self._edit_part(group, group.take(x), group.take(y), view, fresh or group.start is None)
+        return group.put(y, part, fresh)
 
-    def _is_fresh(self) -> bool:
-        """Whether y is the host's own output, so that an edit may write over it: copying the batch costs more than many
-        an edit.
+    def _is_fresh(self, y: Tensor, frame: Frame) -> bool:
+        """Whether nobody else holds y, so that an edit may write over it: it is the host's own output, or an edit's
+        before the host. Copying the batch costs more than many an edit.
         """
         leaves = self.site not in (Site.BLOCK_INPUT, Site.CONTEXT)
         # With gradients, autograd would copy more than is saved, as the output of a Linear is a view to it.
-        return leaves and isinstance(self._host[0], FRESH) and not torch.is_grad_enabled()
+        return (y is frame.own or (leaves and isinstance(self._host[0], FRESH))) and not torch.is_grad_enabled()
 
     def _edit_part(self, group: Group, x: Tensor, y: Tensor, frame: Frame, fresh: bool) -> Tensor:
         i, n = self.place.part

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from attentune.errors import UnsupportedError
-from attentune.method import Group, MethodConfig
+from attentune.method import Group, MethodConfig, start_of
 
 BASE = "__base__"
 """The name of no adapter: such a row gets the backbone's own answer."""
@@ -73,5 +73,6 @@ class RowRequest:
             whole = len(rows) == len(names)
             single = len(present) == 1
             which = None if single else torch.tensor([present.index(names[row]) for row in rows], device=device)
-            groups.append(Group(method, cfg, present, which, None if whole else torch.tensor(rows, device=device)))
+            at = None if whole else torch.tensor(rows, device=device)
+            groups.append(Group(method, cfg, present, which, at, None if whole else start_of(rows)))
         return tuple(groups)

@@ -55,7 +55,8 @@ class Stack(nn.Module):
         ]
         if anatomy.positions == "table":
             table = self._module("embed_positions")
-            self._handles.append(table.register_forward_hook(self._positions))
+            self._handles.append(table.register_forward_pre_hook(self._positions, with_kwargs=True))
+            self._handles.append(table.register_forward_hook(self._in_rows))
         if encoder is not None:
             encoder.keeps_prompt = True
 
@@ -75,6 +76,11 @@ class Stack(nn.Module):
     def embed(self) -> nn.Module:
         """The word embeddings."""
         return self._module(self.anatomy.embed)
+
+    @property
+    def has_types(self) -> bool:
+        """Token types that nobody gives are zeros from a table, as long as that of the positions."""
+        return hasattr(self._module(self.anatomy.embed.rpartition(".")[0]), "token_type_ids")
 
     def dims(self) -> Dims:
         """Sizes of this stack."""
@@ -206,11 +212,11 @@ class Stack(nn.Module):
                 frame.views[key] = replace(frame, prompt=prompt, memo={}, views={})
             else:
                 picked: dict[str, Any] = {
-                    name: None if value is None else value.index_select(0, rows)
+                    name: None if value is None else group.take(value)
                     for name in ("tokens", "mask", "task_ids", "source")
                     for value in (getattr(frame, name),)
                 }
-                seen: Any = SeenByRows(frame.seen, rows)
+                seen: Any = SeenByRows(frame.seen, group)
                 frame.views[key] = replace(frame, prompt=prompt, rows=rows, seen=seen, memo={}, views={}, **picked)
         return frame.views[key]
 
@@ -298,12 +304,15 @@ class Stack(nn.Module):
         call["encoder_attention_mask"] = torch.cat([here.to(mask.dtype), mask], 1)
         return True
 
-    def _positions(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+    def _positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         front = self.front
         if front is None or front.positions is None:
-            return out
-        weight: Any = module.weight
-        return nn.functional.embedding(front.positions + module.offset, weight)  # pyright: ignore[reportOperatorIssue]
+            return None
+        return args, {**kwargs, "position_ids": front.positions.flatten()}  # It takes one row only.
+
+    def _in_rows(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        front = self.front
+        return out if front is None or front.positions is None else out.view(*front.positions.shape, -1)
 
     def _last(self, block: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
         frame = self.frame
@@ -325,6 +334,8 @@ class Stack(nn.Module):
             cache.attentune_front = self.front
         if not frame.width or self.keeps_prompt:
             return None
+        if self.anatomy.strip == "output":
+            frame.states = out[0]  # Past the norm of the stack, as what every pooling reads.
         wide = frame.width + frame.length
 
         def strip(value: Any) -> Any:
@@ -347,10 +358,10 @@ class Stack(nn.Module):
         if frame is None or not frame.groups or frame.uniform:
             return None
         call = {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
-        context = out[0]
+        whole = list(out)
         try:
             for group in frame.groups:
-                rows = group.rows if group.rows is not None else torch.arange(frame.batch, device=context.device)
+                rows = group.rows if group.rows is not None else torch.arange(frame.batch, device=frame.device)
                 for _, alone, at in group.members():
                     mine = rows if at is None else rows[at]
                     part = {
@@ -360,7 +371,8 @@ class Stack(nn.Module):
                         for key, value in call.items()
                     }
                     self.frame = replace(frame, groups=(alone,), batch=len(mine), memo={}, seen={}, views={})
-                    context = context.index_copy(0, mine, module.forward(**part)[0])
+                    found = zip(whole, module.forward(**part), strict=True)
+                    whole = [all_ if all_ is None else all_.index_copy(0, mine, some) for all_, some in found]
         finally:
             self.frame = frame
-        return (context, *out[1:])
+        return tuple(whole)

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from attentune.method import Site
+from attentune.method import Group, Site
 
 if TYPE_CHECKING:
     from attentune.sites.stack import Stack
 
 
 class SeenByRows(Mapping[Site, Tensor]):
-    """What taps have seen, for some rows of the batch."""
+    """What taps have seen, for the rows of one group."""
 
-    def __init__(self, seen: Mapping[Site, Tensor], rows: Tensor) -> None:
-        self.seen, self.rows = seen, rows
+    def __init__(self, seen: Mapping[Site, Tensor], group: Group) -> None:
+        self.seen, self.group = seen, group
 
     def __getitem__(self, site: Site) -> Tensor:
-        return self.seen[site].index_select(0, self.rows)
+        return self.group.take(self.seen[site])
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.seen)

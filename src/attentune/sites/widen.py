@@ -35,6 +35,8 @@ class Front:
     """[B,1] by how much positions of the text move (one number when it is the same for all rows)."""
     mixed: bool
     """Rows differ, so that fill must be masked even where the caller gave no mask."""
+    fits: bool
+    """All of the batch has positions, its padding included."""
     positions: Tensor | None = None
     """[B,W+T] the positions of this forward, where they cannot be passed as an argument."""
 
@@ -55,7 +57,7 @@ def widen(stack: Stack, frame: Frame, call: Call) -> bool:
         return False
     _check(stack, frame, front, call)
     if frame.width and embeds is not None:
-        _put_in_front(frame, front, embeds, prompts, call)
+        _put_in_front(stack, frame, front, embeds, prompts, call)
     mask = _widen_mask(frame, front, call)
     _tell_positions(stack, frame, front, mask, call)
     if stack.anatomy.global_mask and frame.width:
@@ -73,7 +75,7 @@ def leave(stack: Stack, frame: Frame, states: Tensor) -> Tensor:
         if group.method.pools_prompt(group.cfg):
             prompt = states[:, frame.width - group.method.prompt_length(group.cfg)]
             swapped = torch.where(_first(frame, text)[..., None], prompt[:, None], text)
-            text = swapped if group.rows is None else text.index_copy(0, group.rows, swapped[group.rows])
+            text = group.put(text, group.take(swapped))
     return text
 
 
@@ -103,12 +105,14 @@ def _started(stack: Stack, frame: Frame, served: Served, call: Call) -> Front | 
     frame.width = width = max([0, *(m for _, m in lengths)])
     tokens = call.get("input_ids")
     device = (call["inputs_embeds"] if tokens is None else tokens).device
+    limit = None if stack.anatomy.rotary else max_length(stack.config)
+    fits = limit is None or frame.length + width + sum(by for _, by in shifts) <= limit
     if frame.groups is None:
         columns = torch.ones(frame.batch, width, dtype=torch.bool, device=device)
-        return Front(columns, width + sum(by for _, by in shifts), mixed=False)
+        return Front(columns, width + sum(by for _, by in shifts), mixed=False, fits=fits)
     prompt = _per_row(frame, lengths, device)
     columns = torch.arange(width, device=device) >= width - prompt
-    return Front(columns, prompt + _per_row(frame, shifts, device), mixed=True)
+    return Front(columns, prompt + _per_row(frame, shifts, device), mixed=True, fits=fits)
 
 
 def _positive(numbers: list[tuple[Group, int]]) -> list[tuple[Group, int]]:
@@ -125,16 +129,12 @@ def _per_row(frame: Frame, numbers: list[tuple[Group, int]], device: torch.devic
 def _check(stack: Stack, frame: Frame, front: Front, call: Call) -> None:
     if frame.odd_mask is not None and front.columns.shape[1]:
         raise UnsupportedError(frame.odd_mask)
+    if not front.fits and not frame.past:
+        _check_room(stack, frame, front)
     if not frame.width:
         return
     if stack.anatomy.global_mask and call.get("output_attentions"):
         raise UnsupportedError("Longformer's attentions cannot be returned while a prompt stands in front of the text")
-    limit, asked = max_length(stack.config), frame.width + frame.length
-    if limit is not None and asked > limit and not stack.anatomy.rotary:
-        raise UnsupportedError(
-            f"{frame.length} tokens and {frame.width} prompt rows need {asked} positions; {stack.config.model_type} "
-            f"has {limit}, so the longest text is {limit - frame.width}"
-        )
     mask = call.get("attention_mask")
     if mask is not None and stack.anatomy.by_index:
         frame.require(
@@ -144,6 +144,23 @@ def _check(stack: Stack, frame: Frame, front: Front, call: Call) -> None:
                 "prompt and text; set padding_side='right'"
             ),
         )
+
+
+def _check_room(stack: Stack, frame: Frame, front: Front) -> None:
+    """Refuse a row whose text moves beyond the positions of the backbone; padding needs none of its own."""
+    limit = max_length(stack.config) or 0
+    shift = torch.as_tensor(front.shift, device=front.columns.device).expand(frame.batch, 1)[:, 0]
+    end = torch.full_like(shift, frame.length)
+    if frame.mask is not None:
+        begin = torch.where(shift > 0, frame.mask.int().argmax(1), 0)
+        end = frame.length - frame.mask.flip(1).int().argmax(1) - begin
+    frame.require(
+        end + shift <= limit,
+        lambda row: (
+            f"{end[row]} tokens and {shift[row]} prompt rows need {end[row] + shift[row]} positions; "
+            f"{stack.config.model_type} has {limit}, so the longest text is {limit - shift[row]}"
+        ),
+    )
 
 
 def _embed(stack: Stack, call: Call) -> Tensor:
@@ -157,17 +174,20 @@ def _prompt(stack: Stack, frame: Frame, layer: SiteLayer, group: Group, embeds: 
     what later sites of its method read.
     """
     view = stack.view(group, frame)
-    part = embeds if group.rows is None else embeds.index_select(0, group.rows)
-    return layer.edit(group, view.tokens, part, view).to(embeds.dtype)
+    return layer.edit(group, view.tokens, group.take(embeds), view).to(embeds.dtype)
 
 
-def _put_in_front(frame: Frame, front: Front, embeds: Tensor, prompts: list[tuple[Group, Tensor]], call: Call) -> None:
+def _put_in_front(
+    stack: Stack, frame: Frame, front: Front, embeds: Tensor, prompts: list[tuple[Group, Tensor]], call: Call
+) -> None:
     block = embeds.new_zeros(frame.batch, frame.width, embeds.shape[-1])
     for group, rows in prompts:
         rows = torch.nn.functional.pad(rows, (0, 0, frame.width - rows.shape[1], 0))
-        block = rows if group.rows is None else block.index_copy(0, group.rows, rows)
+        block = group.put(block, rows)
     call["input_ids"], call["inputs_embeds"] = None, torch.cat([block.expand(frame.batch, -1, -1), embeds], 1)
     types = call.get("token_type_ids")
+    if types is None and stack.has_types and not front.fits:
+        types = front.columns.new_zeros(embeds.shape[:2], dtype=torch.long)
     if types is not None:
         call["token_type_ids"] = torch.cat([front.columns.new_zeros(front.columns.shape, dtype=types.dtype), types], 1)
     if frame.cache is not None:
@@ -191,7 +211,7 @@ def _tell_positions(stack: Stack, frame: Frame, front: Front, mask: Tensor | Non
     if call.get("cache_position") is not None:
         call["cache_position"] = None
     kind = stack.anatomy.positions
-    uniform = isinstance(front.shift, int) and front.shift == frame.width
+    uniform = isinstance(front.shift, int) and front.shift == frame.width and (front.fits or frame.past > 0)
     if kind == "relative" or (kind == "table" and uniform):
         return
     text = _text_positions(stack, frame, front, mask, call)
@@ -222,7 +242,11 @@ def _text_positions(stack: Stack, frame: Frame, front: Front, mask: Tensor | Non
         # keeps the backbone's own count.
         moved = torch.as_tensor(front.shift, device=device) > 0
         index = torch.where(moved, (index - mask.bool().int().argmax(1, keepdim=True)).clamp(min=0), index)
-    return index + front.shift
+    index = index + front.shift
+    if front.fits or frame.past:
+        return index
+    # Padding may stand where there is no position any more.
+    return index.clamp(max=(max_length(stack.config) or 0) - 1)
 
 
 def _widen_global_mask(frame: Frame, front: Front, call: Call) -> None:

@@ -79,7 +79,7 @@ def longest(
     """
     kind = type(method).method
     assert kind is not None
-    prompt = kind.prompt_length(method)
+    prompt = kind.prompt_length(method) + kind.position_shift(method)
     answer = task.max_new_tokens if isinstance(task, Generation) else 0
     room = max_length(config)
     if room is not None and answer >= room:
