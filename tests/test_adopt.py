@@ -145,3 +145,7 @@ def test_what_cannot_be_adopted_is_refused(tmp_path: Path, capsys: pytest.Captur
     lora(roberta, tmp_path / "two", **seq)
     with pytest.raises(UnsupportedError, match="one linear layer"):
         adopt(tmp_path / "two", tmp_path / "ours", LABELS, str(tmp_path / "roberta"))
+    longformer = saved("longformer", tmp_path / "longformer", AutoModelForTokenClassification)
+    lora(longformer, tmp_path / "tags", **{**seq, "task_type": "TOKEN_CLS"})
+    with pytest.raises(UnsupportedError, match="Longformer has no global attention when it tags"):
+        adopt(tmp_path / "tags", tmp_path / "ours", LABELS, str(tmp_path / "longformer"), "tagging")

@@ -134,6 +134,19 @@ def test_kept_states_change_nothing(form: Form, kind: str, tmp_path: Path) -> No
     assert not (tmp_path / "far").exists()
 
 
+@pytest.mark.parametrize("kind", ONE_STACK)
+def test_what_one_model_has_kept_another_reads(kind: str, tmp_path: Path) -> None:
+    """A task's own model evaluates rows that the steps which all tasks take together have kept."""
+    common, own, plain = (adapted(Form("kernel_mix"), kind, **ONE) for _ in range(3))
+    kept = Kept(tmp_path, Room())
+    for model in (common, own):
+        FrozenPart(model, 1, [kept])
+    batch = batch_of(kind)
+    real = batch["attention_mask"].bool()
+    for model in (common, own):
+        torch.testing.assert_close(answer(model, batch)[real], answer(plain, batch)[real], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_a_row_that_begins_elsewhere_is_another(kind: str, tmp_path: Path) -> None:
     """Padding on the left moves positions that are counted by index; and no cache comes of blocks that did not run."""

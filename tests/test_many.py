@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import threading
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +182,73 @@ def test_one_that_fails_does_not_keep_the_others(quiet: dict[str, Path], tmp_pat
     assert not (tmp_path / "all.training").exists()
 
 
+def test_a_step_that_fails_ends_those_who_take_it(quiet: dict[str, Path], tmp_path: Path) -> None:
+    """Too little memory for three batches at once: what was finished stays, and the next task finds its room."""
+    where, home = str(quiet["bert"]), tmp_path / "all"
+    options: dict[str, Any] = {**undropped("kernel_mix"), "batch_size": 4, "together": 3}
+    options["method"] = "kernel_mix"
+    data = {name: data_of("classification", 4 if name == "done" else 12) for name in ("done", "a", "b", "c", "next")}
+    lost: list[weakref.ref[torch.Tensor]] = []
+    left: list[bool] = []
+    lines: list[str] = []
+
+    def short(module: torch.nn.Module, args: Any) -> None:
+        if not isinstance(module, torch.nn.Linear) or not torch.is_grad_enabled() or not (home / "done").exists():
+            return
+        if len(args[0]) > 4:
+            lost.append(weakref.ref(args[0]))
+            raise torch.OutOfMemoryError("out of memory")
+        left.extend(one() is not None for one in lost)
+
+    with torch.nn.modules.module.register_module_forward_pre_hook(short):
+        results = train_many(data, home, where, report=lines.append, **options)
+    assert list(results) == ["done", "next"]
+    assert {name: type(error) for name, error in results.failed.items()} == dict.fromkeys(
+        ("a", "b", "c"), torch.OutOfMemoryError
+    )
+    assert all(f"{name}: not trained: OutOfMemoryError: out of memory" in lines for name in ("a", "b", "c"))
+    assert "in forward" in results.failed["a"].__notes__[0]
+    assert set(left) == {False}
+    del options["together"]
+    same(results["next"].folder, train(data["next"], output=tmp_path / "next", backbone=where, **options).folder)
+
+
+class Interrupt(TrainerCallback):
+    """Ctrl-C, which the main thread hears, while a task is at work and asks for nothing."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.2)
+
+
+def test_an_interrupt_leaves_no_task_at_work(
+    quiet: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import attentune.training.train as module
+
+    build = module.build_trainer
+
+    def interrupted(**given: Any) -> Any:
+        trainer = build(**given)
+        trainer.add_callback(Interrupt())
+        return trainer
+
+    monkeypatch.setattr(module, "build_trainer", interrupted)
+    data = {name: data_of("classification", 8) for name in ("a", "b", "c")}
+    before = set(threading.enumerate())
+    # Who runs the tests may have it ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_many(data, tmp_path / "all", str(quiet["bert"]), together=2, **QUICK)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert set(threading.enumerate()) <= before
+    assert not (tmp_path / "all" / "a").exists()
+
+
 class Kill(TrainerCallback):
     """Strikes after so many evaluations of all tasks."""
 
@@ -235,6 +306,17 @@ def test_refusals(quiet: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"share_attention": True}])
+def test_a_folder_of_the_user_is_left_as_it_is(tiny_bert: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Also where it has the name of ours, and is what is to be learned."""
+    mine = tmp_path / "all.training"
+    mine.mkdir()
+    (mine / "a.jsonl").write_text("\n".join(map(json.dumps, rows_of("classification"))))
+    with pytest.raises(ConfigError, match=r"it holds a\.jsonl, which no run left; move it, or name another output"):
+        train_many({"a": mine / "a.jsonl"}, tmp_path / "all", str(tiny_bert), **options, **QUICK)
+    assert [path.name for path in tmp_path.rglob("*")] == ["all.training", "a.jsonl"]
+
+
 def test_what_resume_takes_for_finished(tiny_bert: Path, tmp_path: Path) -> None:
     """The same rows of all splits, and a folder that is there; a torn mark says nothing."""
     good, odd = {**data_of("classification", 16), "test": rows_of("classification", 8)}, tmp_path / "none.csv"
@@ -288,4 +370,9 @@ def test_a_lane_that_fails_or_is_stopped() -> None:
     with pytest.raises(ValueError, match="broken"):
         failing.answer(1)
     waiting.stop()
+    assert ended == ["stopped"]
+    told = Lane[str, int](wait)
+    assert told.start() == "x"
+    with pytest.raises(ValueError, match="too long"):
+        told.fail(ValueError("too long"))
     assert ended == ["stopped"]

@@ -122,7 +122,8 @@ def test_a_prompt_that_sees_no_text_is_not_pooled(kind: str, options: dict[str, 
 def test_a_pooled_prompt_is_past_the_norm_of_the_stack(kind: str) -> None:
     """It is the state that `pool="prefix"` puts at the text's first position."""
     found: list[Any] = []
-    for options in ({"head": head(pooling="prefix")}, {"head": head(), "pool": "prefix"}):
+    forms: list[dict[str, Any]] = [{"head": head(pooling="prefix")}, {"head": head(), "pool": "prefix"}]
+    for options in forms:
         model = TaskModel(model_of(kind)).eval()
         torch.manual_seed(1)
         model.add_adapter("one", PrefixPropagationConfig(length=3, init_weights=False, **options))

@@ -1,8 +1,25 @@
-"""The bag-of-words yardstick learns what words alone can tell, for every kind of task."""
+"""What every training has: one device, and the bag-of-words yardstick, which learns what words alone can tell."""
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from transformers import TrainingArguments
+
 from attentune.training.baseline import baseline
+from attentune.training.loop import arguments
+from attentune.training.recipe import TrainingOptions
+
+
+def test_one_device_of_all_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer by itself would deal each batch out to both: nn.DataParallel, whose replicas share hooks."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert TrainingArguments(str(tmp_path)).n_gpu == 2
+    args = arguments(tmp_path, TrainingOptions(), "loss")
+    assert args.n_gpu == 1
+    assert args.train_batch_size == args.per_device_train_batch_size
 
 
 def rows_of(label: Any) -> list[dict[str, Any]]:

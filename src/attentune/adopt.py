@@ -47,7 +47,6 @@ HEADS = {
         "distilbert",
         "deberta-v2",
         "mpnet",
-        "longformer",
         "big_bird",
     ),
     "score": ("gpt2", "llama", "qwen2", "qwen3"),
@@ -76,7 +75,8 @@ def adopt(
     another place to load the adapter's base from.
 
     Raises:
-        UnsupportedError: it is no LoRA, changes anything but q, k, v and o, or its head is more than one linear layer.
+        UnsupportedError: it is no LoRA, changes anything but q, k, v and o, its head is more than one linear layer, or
+            Longformer tags.
         ConfigError: another kind, or other labels than the head has outputs.
         StoreError: the folder is incomplete or does not fit the backbone.
     """
@@ -233,6 +233,11 @@ def _head(
         raise ConfigError(f"the head has {len(weight)} outputs and {labels} labels were named")
     bias = saved.get(f"{layers[0]}.bias", torch.zeros(labels)).float()
     form = "tags" if kind == "tagging" else layers[0]
+    if (form, base.config.model_type) == ("tags", "longformer"):
+        raise UnsupportedError(
+            "transformers' Longformer has no global attention when it tags, and here its first token always has it: an "
+            "adopted adapter would give other answers; train anew"
+        )
     if base.config.model_type not in HEADS[form]:
         raise UnsupportedError(
             f"the {kind} head of {base.config.model_type} is more than one linear layer; heads that can be adopted are "

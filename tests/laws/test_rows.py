@@ -111,7 +111,8 @@ def test_rows_that_fit_alone_fit_together(kind: str) -> None:
     """A text of all positions beside one with a prompt: only their padding has no position of its own."""
     form = Form("prefix_propagation", (("length", 3),))
     model = adapted(form, kind)
-    config: Any = model.base_model.model.config
+    whole: Any = model.base_model
+    config = whole.model.config
     room = max_length(config) or 48
     batch = batch_of(kind, (room, room - 3, 5))
     names = ["__base__", "default", "default"]

@@ -141,10 +141,11 @@ def test_nothing_is_put_in_front_while_decoding():
     assert edit_prompt(AttemptConfig(), {}, torch.zeros(2, 1), x, Frame(None, None, 1, past=9)).shape == (2, 0, 4)
 
 
-def test_a_task_that_does_not_exist_is_refused():
-    frame = Frame(None, None, 1, width=8, prompt=8, task_ids=torch.tensor([0, 2]))
+@pytest.mark.parametrize("task", [2, -1])
+def test_a_task_that_does_not_exist_is_refused(task):
+    frame = Frame(None, None, 1, width=8, prompt=8, task_ids=torch.tensor([0, task]))
     p = {"target_prompts": torch.zeros(1, 2, 8, 4)}
-    with pytest.raises(UnsupportedError, match="task_ids run from 0 to 1; the batch has 2"):
+    with pytest.raises(UnsupportedError, match=f"task_ids run from 0 to 1; the batch has {task}"):
         edit_prompt(AttemptConfig(attention="none", tasks=2), p, torch.zeros(2, 1), torch.ones(2, 1, 4), frame)
 
 

@@ -74,6 +74,7 @@ WRONG = [
     ("pasta", {"slots": 0}, "slots is at least 1, not 0"),
     ("prefix_propagation", {"mode": "prefix"}, "mode is one of propagate, tune, combine, kernel, not 'prefix'"),
     ("prefix_propagation", {"kernel": "sigmoid"}, "kernel is one of exp, rbf, poly, not 'sigmoid'"),
+    ("kernel_mix", {"parts": "qkv"}, "v_base K reads the frozen keys"),
     ("prefix_propagation", {"pool": "cls"}, "pool is one of text, prefix, not 'cls'"),
     ("prefix_propagation", {"length": 0}, "length is at least 1, not 0"),
     ("prefix_propagation", {"mode": "tune", "scale_rows": True}, "scale_rows goes with mode propagate or combine"),

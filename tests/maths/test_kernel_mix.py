@@ -1,12 +1,16 @@
 """Every head has its own low-rank change of q, v and o, and all heads share one."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attentune.method import Frame, Site
+from attentune.errors import ConfigError
+from attentune.method import Dims, Frame, Site
 from attentune.methods.kernel_mix import (
+    METHOD,
     Change,
     KernelMixConfig,
     add,
@@ -190,6 +194,23 @@ def test_sites_that_read_the_same_share_a_mask_of_dropout():
     assert torch.equal(query, edit_value(cfg, p, x, y, frame))
     edit_query(cfg, p, x, y, frame)
     assert not torch.equal(query, edit_value(cfg, p, x.clone(), y, frame))
+
+
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("ranks", [(0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0)])
+@pytest.mark.parametrize("parts", ["q", "k", "v", "o", "qk", "vo", "kv"])
+def test_parts_that_have_nothing_to_train_are_refused(parts, ranks, biases):
+    """A rank of a part that is not switched on trains nothing."""
+    names = ("q_rank", "v_rank", "q_shared_rank", "v_shared_rank")
+    options: dict[str, Any] = {**dict(zip(names, ranks, strict=True)), "biases": biases, "v_base": "X"}
+    all_parts = KernelMixConfig(parts="qkvo", **options)
+    dims = Dims(8, 2, 2, 4, 1, torch.zeros(1, 8), None, ())
+    sites = METHOD.sites_of(KernelMixConfig(parts=parts, v_base="X"))
+    if any(METHOD.init(all_parts, site, dims) for site in sites):
+        assert KernelMixConfig(parts=parts, **options).parts == parts
+    else:
+        with pytest.raises(ConfigError, match=f"parts='{parts}' has nothing to train"):
+            KernelMixConfig(parts=parts, **options)
 
 
 @pytest.mark.parametrize("how", ROWS)

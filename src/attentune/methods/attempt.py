@@ -114,8 +114,9 @@ def _targets(cfg: AttemptConfig, p: Params, frame: Frame, batch: int) -> Tensor:
     targets = p["target_prompts"]
     if frame.task_ids is None:
         return targets[:, cfg.task]
-    if not is_tracing() and int(frame.task_ids.max()) >= cfg.tasks:
-        raise UnsupportedError(f"task_ids run from 0 to {cfg.tasks - 1}; the batch has {int(frame.task_ids.max())}")
+    odd = [] if is_tracing() else [task for task in frame.task_ids.tolist() if not 0 <= task < cfg.tasks]
+    if odd:
+        raise UnsupportedError(f"task_ids run from 0 to {cfg.tasks - 1}; the batch has {odd[0]}")
     rows = torch.arange(batch, device=targets.device) if len(targets) > 1 else torch.zeros_like(frame.task_ids)
     return targets[rows, frame.task_ids]
 

@@ -63,6 +63,20 @@ class KernelMixConfig(MethodConfig):
         ranks = (self.q_rank, self.v_rank, self.q_shared_rank, self.v_shared_rank)
         if min(ranks) < 0 or not any(ranks):
             raise ConfigError(f"ranks are at least 0 and not all 0; got {ranks}")
+        if {"k", "v"} <= set(self.parts) and self.v_base == "K" and self.v_rank:
+            raise ConfigError("v_base K reads the frozen keys, and parts with k changes them; wanted is v_base X there")
+        trained = {
+            "q": self.q_rank or self.q_shared_rank or self.biases,
+            "k": self.q_shared_rank,
+            "v": self.v_rank or self.v_shared_rank or self.biases,
+            "o": self.v_rank or self.v_shared_rank or self.biases,
+        }
+        if not any(trained[part] for part in self.parts):
+            raise ConfigError(
+                f"parts={self.parts!r} has nothing to train: wanted is a rank there (k: q_shared_rank) or, but for k, "
+                f"biases; got q_rank={self.q_rank}, v_rank={self.v_rank}, q_shared_rank={self.q_shared_rank}, "
+                f"v_shared_rank={self.v_shared_rank}, biases={self.biases}"
+            )
 
 
 @dataclass(frozen=True)

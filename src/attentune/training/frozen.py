@@ -45,6 +45,8 @@ class Kept:
 
     def __init__(self, folder: Path, room: Room) -> None:
         self.folder, self.room = folder, room
+        self.beside: tuple[Any, ...] | None = None
+        """What a block hands on beside the states, none of it tensors; None: it hands on the states alone."""
         self._near: dict[bytes, Tensor] = {}
         self._far: dict[bytes, Path] = {}
 
@@ -153,10 +155,11 @@ class FrozenPart:
         places = list(self.kept) * (len(keys) if len(self.kept) == 1 else 1)
         if any(key not in kept for key, kept in zip(keys, places, strict=True)):
             fresh: defaultdict[Kept, dict[bytes, Tensor]] = defaultdict(dict)
-            recorded = self._record(call)
+            recorded, beside = self._record(call)
             for key, kept, row, real in zip(keys, places, recorded, self._real(), strict=True):
                 fresh[kept][key] = row[: len(real)][real]
             for kept, states in fresh.items():
+                kept.beside = beside
                 kept.put(states)
         self._rows = [kept.get(key) for key, kept in zip(keys, places, strict=True)]
         return (), call
@@ -169,8 +172,8 @@ class FrozenPart:
             return self._mask
         return torch.cat([front.columns, self._mask], 1)
 
-    def _record(self, call: dict[str, Any]) -> Tensor:
-        """[B,m+T',D] what leaves the frozen blocks; T' has the architecture's own padding."""
+    def _record(self, call: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...] | None]:
+        """[B,m+T',D] what leaves the frozen blocks, and what stands beside; T' has the architecture's own padding."""
         training = [module for module in self._host.modules() if module.training]
         self._recording = True
         try:
@@ -183,9 +186,13 @@ class FrozenPart:
             self._recording = False
             for module in training:
                 module.training = True
-        if isinstance(self._recorded, tuple) and any(torch.is_tensor(x) for x in cast("Any", self._recorded)[1:]):
+        recorded, self._recorded = self._recorded, None
+        if not isinstance(recorded, tuple):
+            return recorded, None
+        states, *beside = cast("tuple[Any, ...]", recorded)
+        if any(torch.is_tensor(x) for x in beside):
             raise UnsupportedError("cache_frozen: the blocks of this backbone hand on more than their states")
-        return self._recorded[0] if isinstance(self._recorded, tuple) else self._recorded
+        return states, tuple(beside)
 
     def _placed(self, rows: list[Tensor], length: int) -> Tensor:
         """Rows [t,D] of what is real -> [B,length,D]; what stands at padding is seen by none."""
@@ -205,7 +212,9 @@ class FrozenPart:
         if self._states is None:
             entering: Tensor = args[0] if args else kwargs["hidden_states"]
             self._states = self._placed(self._rows, entering.shape[1]).to(entering.device)
-        return (self._states, *self._recorded[1:]) if isinstance(self._recorded, tuple) else self._states
+        # That of the places, which another model may have filled: the tasks' own and their common one share them.
+        beside = self.kept[0].beside
+        return self._states if beside is None else (self._states, *beside)
 
     def _after(self, host: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         self._rows = self._mask = self._states = None

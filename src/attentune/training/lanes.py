@@ -34,6 +34,7 @@ class Lane(Generic[Asked, Answer]):
         self._run = run
         self._asked: SimpleQueue[Asked | _End] = SimpleQueue()
         self._answers: SimpleQueue[Any] = SimpleQueue()
+        self._at_work = False
         # A daemon, so that a lane left standing does not keep a process that ends for another reason.
         self._thread = Thread(target=self._main, daemon=True)
 
@@ -51,13 +52,21 @@ class Lane(Generic[Asked, Answer]):
         self._answers.put(value)
         return self._until_asked()
 
+    def fail(self, error: Exception) -> Asked | None:
+        """Raise an error where the lane waits for its answer; else as `start`."""
+        self._answers.put(error)
+        return self._until_asked()
+
     def stop(self) -> None:
-        """End a lane that waits for an answer."""
+        """End a lane that waits for an answer; one at work ends where it asks next, which nobody waits for."""
         self._answers.put(Stopped())
-        self._thread.join()
+        if not self._at_work:
+            self._thread.join()
 
     def _until_asked(self) -> Asked | None:
+        self._at_work = True  # And so it stays where an interrupt ends the wait: only the main thread hears of it.
         found = self._asked.get()
+        self._at_work = False
         if not isinstance(found, _End):
             return found
         self._thread.join()
@@ -68,7 +77,7 @@ class Lane(Generic[Asked, Answer]):
     def _ask(self, what: Asked) -> Answer:
         self._asked.put(what)
         answer = self._answers.get()
-        if isinstance(answer, Stopped):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 

@@ -67,7 +67,7 @@ def arguments(folder: Path, training: TrainingOptions, metric: str, name: str | 
     bf16 = training.precision == "bfloat16" or (
         training.precision == "auto" and cuda and torch.cuda.is_bf16_supported()
     )
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=training.epochs,
         per_device_train_batch_size=training.batch_size,
@@ -102,6 +102,10 @@ def arguments(folder: Path, training: TrainingOptions, metric: str, name: str | 
         report_to=check_trackers(training.report_to),
         run_name=name,
     )
+    # Where it sees several GPUs and there is no launcher, the Trainer makes nn.DataParallel, whose replicas would share
+    # hooks that belong to the stack of one model.
+    args._n_gpu = min(args.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]
+    return args
 
 
 def _checkpointing(on: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from traceback import format_tb
 from typing import Any
 
 from torch import Tensor
@@ -66,8 +67,8 @@ def train_many(
 
     Each step is taken by up to `together` tasks (8) at once; the next task begins when one is done. The recipe is the
     one given, else for each task that of the package for its kind and the method. A task that fails is in `failed` of
-    the results, and the others go on. `resume` leaves out what is finished, and goes on with the rest from their last
-    checkpoints.
+    the results, and the others go on; a step that fails, for want of memory say, fails all tasks that take it together.
+    `resume` leaves out what is finished, and goes on with the rest from their last checkpoints.
 
     With `share_attention` all are learned at once under one attention over prompts (ATTEMPT), with one recipe and one
     best epoch.
@@ -144,12 +145,19 @@ class _Crew:
         shares = dict(self._shares)
         if self.meeting is None or not shares:
             return
-        losses = self.meeting.step(list(shares.values()))
+        try:
+            losses = self.meeting.step(list(shares.values()))
+        except Exception as error:
+            # Where it was is kept as text: frames hold what the step has computed, and memory may be what was wanting.
+            error.add_note("".join(format_tb(error.__traceback__)))
+            for name in shares:
+                self._go_on(name, partial(self._lanes[name].fail, error.with_traceback(None)))
+            return
         for name, loss in zip(shares, losses, strict=True):
             self._go_on(name, partial(self._lanes[name].answer, loss))
 
     def _go_on(self, name: str, until: Callable[[], Share | None]) -> None:
-        """Let one task run to its next step, or to its end."""
+        """Let one task run to its next step, or to its end; its lane stays for `run` to stop where all are to end."""
         share: Share | None = None
         try:
             share = until()
@@ -157,14 +165,13 @@ class _Crew:
             self.results.failed[name] = error
             kind = "" if isinstance(error, AttentuneError) else f"{type(error).__name__}: "
             self.report(f"{name}: not trained: {kind}{error}")
-        finally:
-            last = self._shares.pop(name, None)
-            if share is not None:
-                self._shares[name] = share
-            else:
-                del self._lanes[name]
-                if last is not None and self.meeting is not None:
-                    self.meeting.leave(last.trainer)
+        last = self._shares.pop(name, None)
+        if share is not None:
+            self._shares[name] = share
+        else:
+            del self._lanes[name]
+            if last is not None and self.meeting is not None:
+                self.meeting.leave(last.trainer)
 
     def _train(self, name: str, step: JointStep) -> None:
         """One task from its data to its folder; texts are written, and so learned, by each such task alone."""

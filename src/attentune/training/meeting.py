@@ -56,12 +56,12 @@ class Meeting:
         if own.heads.vocabulary is not None:
             self.model.heads.vocabulary = own.heads.vocabulary
         self.model.add_adapter(name, config)
+        self._names[trainer], self._count = name, self._count + 1
         mine = {path: layer for path, layer in own.named_modules() if isinstance(layer, AdapterLayer)}
         for path, layer in self.model.named_modules():
             if isinstance(layer, AdapterLayer) and name in layer.configs:
                 for key, tensor in mine[path].tensors("default").items():
                     getattr(layer, key)[name] = tensor
-        self._names[trainer], self._count = name, self._count + 1
         self._activate()
         if trainer.frozen is not None and self._frozen is None:
             # All tasks have one method and the same blocks edited.
