@@ -158,7 +158,9 @@ def test_predict_takes_texts_files_and_lines(
     assert run("predict", tone, "--file", data, "--json") == 0
     assert len(capsys.readouterr().out.splitlines()) == len(rows_of("classification"))
     assert run("predict", tone, "bad [film]") == 0
-    assert re.search(r"bad \[film\] +(pos|neg) \(0\.\d{3}\)", capsys.readouterr().out)
+    assert re.search(r"bad \[film\] +(pos|neg) \(0\.\d{3}\)$", capsys.readouterr().out, re.MULTILINE)
+    assert run("predict", tone, "bad film " * 20) == 0
+    assert "(the text was cut)" in capsys.readouterr().out
     (tmp_path / "rows.jsonl").write_text('{"id": 5, "text": "good film"}\n')
     assert run("predict", tone, "--file", tmp_path / "rows.jsonl") == 0
     assert re.search(r"^good film +(pos|neg) ", capsys.readouterr().out, re.MULTILINE)
@@ -202,7 +204,9 @@ def test_questions_from_training_to_answers(
     assert capsys.readouterr().err.startswith("attentune: ")
 
 
-def test_predict_with_several_adapters(tone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_with_several_adapters(
+    tone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     both = ("--task", f"tone={tone}", "--task", f"again={tone}")
     assert run("predict", *both, "good film", "--json") == 0
     answer = json.loads(capsys.readouterr().out)
@@ -214,6 +218,15 @@ def test_predict_with_several_adapters(tone: Path, tmp_path: Path, capsys: pytes
     assert first["probabilities"] == pytest.approx(answer["again"]["probabilities"])
     assert second.keys() == first.keys()
     assert run("predict", *both, "good film") == 0
+    assert re.search(r"tone: \w+ \(0\.\d+\); again: \w+", capsys.readouterr().out)
+    wanted = "input 2 names no task, and others do; name one in every row, or in none"
+    for lines in ('{"task": "tone", "text": "x"}\n{"text": "y"}', '{"task": "tone", "text": "x"}\ny'):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        assert run("predict", *both) == 2
+        assert wanted in capsys.readouterr().err
+    assert run("predict", *both, "--file", write_rows(tmp_path / "some.jsonl", [rows[0], {"text": "rain"}])) == 2
+    assert wanted in capsys.readouterr().err
+    assert run("predict", *both, "--file", write_rows(tmp_path / "none.jsonl", [{"task": None, "text": "rain"}])) == 0
     assert re.search(r"tone: \w+ \(0\.\d+\); again: \w+", capsys.readouterr().out)
 
 
@@ -360,7 +373,7 @@ def test_wrong_inputs_of_predict(
 def test_who_interrupts_training_is_told_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), show.resumable():
         raise KeyboardInterrupt
-    assert "the same command with --resume goes on" in capsys.readouterr().err
+    assert "the same command with --resume goes on from the last checkpoint" in capsys.readouterr().err
 
 
 def test_python_dash_m() -> None:

@@ -1,10 +1,13 @@
 """The pool: every item once, results as they finish, in one process, several, or a Ray cluster."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from itertools import islice
 from pathlib import Path
 
@@ -33,6 +36,10 @@ def meet(folder: str) -> int:
 
 def fail(x: int) -> int:
     raise ConfigError(f"{x} cannot be meant")
+
+
+def invert(x: int) -> float:
+    return 1 / x
 
 
 def die(x: int) -> int:
@@ -90,6 +97,48 @@ def test_errors_come_through(workers: int) -> None:
 def test_a_dead_worker_is_a_sentence() -> None:
     with pytest.raises(AttentuneError, match="a worker process died"):
         list(pool.map(die, [1], workers=2))
+
+
+def part(given: tuple[str, str]) -> None:
+    """Work on for ever, in a folder of its own, or end in some way once another one is at that."""
+    folder, how = given
+    if how == "stay":
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            (Path(own) / str(os.getpid())).touch()
+            time.sleep(600)
+    until = time.monotonic() + 60
+    while not list(Path(folder).glob("*/*")):
+        assert time.monotonic() < until, "nobody came"
+        time.sleep(0.02)
+    (Path(folder).parent / "pid").write_text(next(Path(folder).glob("*/*")).name)
+    if how == "die":
+        os._exit(1)
+    if how == "fail":
+        raise ConfigError("it cannot be meant")
+
+
+@pytest.mark.parametrize(("how", "error"), [("fail", ConfigError), ("die", AttentuneError), ("return", None)])
+def test_who_ends_waits_for_none_that_is_at_work(tmp_path: Path, how: str, error: type[Exception] | None) -> None:
+    """The others end where they are, and leave no file behind."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    results = pool.map(part, [(str(folder), "stay"), (str(folder), how)], workers=2)
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        assert next(results)[0][1] == "return"
+    results.close()
+    assert list(folder.iterdir()) == []
+    assert not is_at_work(int((tmp_path / "pid").read_text()))
+
+
+def test_what_others_made_comes_before_an_error() -> None:
+    place = pool._Processes(invert, 4)
+    with contextlib.closing(place):
+        tickets = [place.start(x) for x in (0, 1, 2, 4)]
+        wait(tickets)
+        found = place.finished(tickets)
+        assert sorted(value for _, value in islice(found, 3)) == [0.25, 0.5, 1.0]
+        with pytest.raises(ZeroDivisionError):
+            next(found)
 
 
 LEFT_ALONE = """

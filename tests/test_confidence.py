@@ -260,6 +260,9 @@ def test_rows_out_of_scope_are_set_apart() -> None:
         load_data(noisy(48), out_of_scope="odd")
     with pytest.raises(ConfigError, match="which rows of multilabel do not have"):
         load_data(rows_of("multilabel"), out_of_scope="wet")
+    odd = [{"text": "x", "label": label} for label in ("other", "other", "new")]
+    with pytest.raises(DataError, match="validation row 3 has label 'new', which training does not know: neg, pos"):
+        load_data({"train": rows_of("classification"), "validation": odd}, out_of_scope="other")
     with pytest.raises(DataError, match="every train row is of the out-of-scope class 'a'"):
         load_data([{"text": "x", "label": "a"}] * 3, out_of_scope="a")
 

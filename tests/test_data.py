@@ -13,6 +13,7 @@ import pytest
 from attentune.errors import ConfigError, DataError
 from attentune.tasks.columns import Columns, choose
 from attentune.tasks.data import load_data, load_rows, split_off
+from attentune.tasks.sources import read
 
 ROWS: list[dict[str, Any]] = [
     {"text": text, "label": label}
@@ -57,6 +58,56 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     assert sorted(row["text"] for row in data.train + data.validation) == sorted(row["text"] for row in ROWS)
     assert len(data.validation) == 2
     assert data.notes[0] == "columns: text -> label"
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.jsonl.gz", "d.csv"])
+def test_texts_that_look_like_dates_are_texts(tmp_path: Path, name: str) -> None:
+    rows = [{"input": f"{day} May 2020", "output": f"2020-05-0{day}"} for day in range(1, 7)]
+    written = load_data(write(tmp_path / name, rows), "generation")
+    assert written.columns == Columns(("input",), "output")
+    assert {row["label"][0] for row in [*written.train, *written.validation]} == {row["output"] for row in rows}
+    days = [{"text": "good film", "label": "2020-05-01"}, {"text": "bad film", "label": "2020-05-02T10:00:00"}] * 2
+    assert load_data(write(tmp_path / name, days)).labels == ("2020-05-01", "2020-05-02T10:00:00")
+
+
+def test_json_as_it_stands(tmp_path: Path) -> None:
+    """A mark of byte order, empty lines, characters that end lines elsewhere, and columns that some rows lack."""
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"text": "a\xe2\x80\xa8b", "label": "x"}\r\n\r\n{"text": "\\ud83d\\ude00", "label": 7, "id": 1}\n'
+    )
+    assert read(path)["train"].rows == [
+        {"text": "a\u2028b", "label": "x", "id": None},
+        {"text": "\U0001f600", "label": 7, "id": 1},
+    ]
+    (tmp_path / "texts.json").write_text('\n ["a", "b"]')
+    assert read(tmp_path / "texts.json")["train"].rows == [{"text": "a"}, {"text": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("d.jsonl", '{"text": "a"}\n\n{"text": "b",\n', "d.jsonl, line 3, as JSON: Expecting property name"),
+        ("d.json", '[{"text": "a"},\n {"text": "b"]', "d.json, line 2, as JSON: Expecting ',' delimiter at column 14"),
+        ("d.json", '{\n "data": []}', "wanted a list of rows, or a row a line"),
+        ("d.jsonl", '{"text": "a"}\n7\n', "d.jsonl, line 2: wanted a row, as an object, found int"),
+        ("d.json", '[{"text": "a"}, null]', "d.json, row 2: wanted a row, as an object, found NoneType"),
+        ("d.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}\n', "line 2: wanted a text, found half a character, '\\ud83d'"),
+        ("d.jsonl", "\n" + '{"text": ' * 5000, "line 2, as JSON: it is nested too deeply"),
+        ("d.jsonl", '{"text": "a", "label": "b", "label": "c"}', "line 1: a row has two columns 'label'"),
+        ("d.jsonl", "\n\n", "has no rows; at least one is needed"),
+    ],
+)
+def test_json_that_is_none_is_refused_with_its_line(tmp_path: Path, name: str, content: str, match: str) -> None:
+    (tmp_path / name).write_text(content)
+    bad(tmp_path / name, match)
+
+
+def test_half_a_file_that_is_packed(tmp_path: Path) -> None:
+    for name in ("d.jsonl.gz", "d.csv.gz"):
+        path = write(tmp_path / name, ROWS)
+        path.write_bytes(path.read_bytes()[:-9])
+        bad(path, "Compressed file ended before the end-of-stream marker was reached")
 
 
 def test_tsv_with_quotes_that_are_text(tmp_path: Path) -> None:
@@ -106,6 +157,11 @@ def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
     bad(tmp_path / "none.csv", "wanted a line of column names and at least one row")
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("text,label,label\ngood film,pos,neg\nbad film,neg,pos\n")
+    bad(tmp_path / "d.csv", "d.csv has two columns 'label'; give each its own name")
+
+
 def test_a_cell_may_be_a_whole_document(tmp_path: Path) -> None:
     limit = csv.field_size_limit(131_072)
     try:
@@ -135,6 +191,26 @@ def test_folder_with_aliases(tmp_path: Path) -> None:
     assert (len(data.train), len(data.validation), len(data.test)) == (6, 2, 2)
     assert load_rows(tmp_path, data.columns, "classification") == data.test
     assert load_rows(tmp_path, data.columns, "classification", split="validation") == data.validation
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "split"),
+    [
+        ("train.csv", "train.jsonl", "train"),
+        ("train.v1.csv", "train.v2.csv", "train"),
+        ("dev.csv", "validation.csv", "validation"),
+        ("Test.csv", "testing.csv.gz", "test"),
+    ],
+)
+def test_two_files_of_one_split_are_refused(tmp_path: Path, one: str, other: str, split: str) -> None:
+    for name in [*["train.csv"] * (split != "train"), one, other]:
+        write(tmp_path / name, ROWS)
+    (tmp_path / "testing.csv").unlink(missing_ok=True)
+    bad(tmp_path, f"{one} and {other} are both the {split} split; keep one of them")
+
+
+def test_two_names_of_one_split_are_refused() -> None:
+    bad({"train": ROWS, "dev": ROWS, "val": ROWS}, "dev and val are both the validation split; keep one of them")
 
 
 def test_python_rows_and_data_sets() -> None:
@@ -268,6 +344,18 @@ def test_validation_is_stratified_and_seeded() -> None:
     assert sorted(stay + aside, key=lambda r: int(r["text"][1:])) == rows
     many = [{"text": f"t{i}", "label": str(i % 77)} for i in range(77 * 5)]
     assert len({row["label"] for row in split_off(many, "classification", 0.1, seed=0)[1]}) == 38
+
+
+def test_rows_to_score_have_the_form_of_training() -> None:
+    one, two = Columns(("sentence",), "label"), Columns(("premise", "hypothesis"), "label")
+    rows = [{"question": "who ?", "answer": "Anna", "label": "a"}]
+    assert load_rows(rows, Columns(("premise", "reply"), "label"), "classification")[0]["text_pair"] == "Anna"
+    wanted = "the train rows have question + answer -> label, and the task was trained on sentence -> label"
+    with pytest.raises(DataError, match=re.escape(wanted)):
+        load_rows(rows, one, "classification")
+    wanted = "have premise -> label, and the task was trained on premise + hypothesis -> label; give the columns the"
+    with pytest.raises(DataError, match=re.escape(wanted)):
+        load_rows([{"premise": "a", "hyp": "b", "label": "c"}], two, "classification")
 
 
 def bad(rows: Any, match: str, **options: Any) -> None:

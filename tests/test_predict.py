@@ -199,6 +199,8 @@ def test_rows_out_of_scope_alone_cannot_be_judged(tiny_bert: Path, tmp_path: Pat
     made = train(data, "pasta", tmp_path / "a", str(tiny_bert), **options)
     with pytest.raises(DataError, match="every row is of the out-of-scope class 'other'; others are needed"):
         attentune.load(made.folder).evaluate(strange)
+    with pytest.raises(DataError, match="row 4 has label 'odd', which training does not know: neg, pos"):
+        attentune.load(made.folder).evaluate([*strange, {"text": "sun", "label": "odd"}])
 
 
 def test_truncation_is_flagged(folders: dict[str, Path]) -> None:
@@ -249,6 +251,10 @@ def test_evaluate_reads_what_predict_does_not(folders: dict[str, Path], tmp_path
         adapter.evaluate([{"text": "x", "label": "meh"}])
     with pytest.raises(DataError, match="no split 'test'; the splits are train"):
         adapter.evaluate(file, split="test")
+    with pytest.raises(DataError, match=r"have question \+ answer -> label, and the task was trained on text -> label"):
+        adapter.evaluate([{"question": "who ?", "answer": "Anna", "label": "pos"}])
+    with pytest.raises(DataError, match=r"premise -> label, and the task was trained on text \+ text_pair -> label"):
+        attentune.load(folders["entails"]).evaluate([{"premise": "good", "hyp": "bad", "label": "yes"}])
 
 
 def test_results_keep_the_order_of_the_items() -> None:

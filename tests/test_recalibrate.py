@@ -63,6 +63,8 @@ def test_texts_that_are_turned_away(tiny_bert: Path, tmp_path: Path, asked: dict
             recalibrate(made.folder, rows_of("classification", 12), tmp_path / "c")
         with pytest.raises(DataError, match="every row is of the out-of-scope class 'none'; others are needed"):
             recalibrate(made.folder, OUT, tmp_path / "c")
+        with pytest.raises(DataError, match="row 4 has label 'odd', which training does not know: neg, pos"):
+            recalibrate(made.folder, [*OUT, {"text": "a", "label": "odd"}], tmp_path / "c")
 
 
 def test_an_edited_adapter_is_calibrated_again(mixing: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -101,6 +103,8 @@ def test_rows_that_cannot_calibrate(mixing: Path, tmp_path: Path) -> None:  # no
         recalibrate(mixing, {"train": rows, "test": rows}, tmp_path / "a")
     with pytest.raises(DataError, match="row 1 has label 'odd', which training does not know: neg, pos"):
         recalibrate(mixing, [{"text": "a", "label": "odd"}], tmp_path / "a")
+    with pytest.raises(DataError, match=r"have question \+ answer -> label, and the task was trained on text -> label"):
+        recalibrate(mixing, [{"question": "who ?", "answer": "Anna", "label": "pos"}], tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
     writer = save_writer("gpt2", tmp_path / "gpt2")
     options: dict[str, Any] = {"task": "generation", "epochs": 1, "max_new_tokens": 2}

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attentune.errors import DataError
@@ -19,12 +19,14 @@ def test_scores_by_hand() -> None:
     assert scope.doubt(logits) == pytest.approx([0.25, 0.5])
 
 
+@settings(deadline=None)
 @given(VALUES, VALUES)
 def test_auroc_counts_pairs(inside: list[float], outside: list[float]) -> None:
     won = sum((b > a) + 0.5 * (b == a) for a in inside for b in outside)
     assert scope.auroc(inside, outside) == pytest.approx(won / len(inside) / len(outside))
 
 
+@settings(deadline=None)
 @given(VALUES, VALUES)
 def test_no_threshold_has_a_larger_sum_of_recalls(inside: list[float], outside: list[float]) -> None:
     def recalls(at: float) -> float:

@@ -142,7 +142,8 @@ def test_search_and_resume(tiny_bert: Path, tmp_path: Path) -> None:
     assert recipe.training.epochs == 2
     assert attentune.load(found.folder).predict(["the film good"])[0]["label"] in ("neg", "pos")
     # More of the same search: what is finished is not tried again.
-    again = search(DATA, tmp_path / "a", str(tiny_bert), trials=3, resume=True, **options)
+    again = search(DATA, tmp_path / "a", str(tiny_bert), trials=3, resume=True, report=lines.append, **options)
+    assert lines.count("a holds an adapter already; the new one takes its place when it is done") == 1
     numbers = [trial["number"] for trial in again.metrics["search"]["trials"]]
     assert numbers[:2] == [trial["number"] for trial in summary["trials"]]
     assert len(numbers) == 3
@@ -157,6 +158,9 @@ def test_a_search_of_other_weights_is_not_gone_on_with(tiny_bert: Path, tmp_path
     options: dict[str, Any] = {**FIXED, "epochs": 1, "methods": ["pasta"], "trials": 1}
     search(DATA, tmp_path / "a", str(where), **options)
     search(DATA, tmp_path / "a", str(where), resume=True, **options)
+    lines: list[str] = []
+    search(DATA, tmp_path / "a", str(where), report=lines.append, **options)
+    assert "a.search holds trials of this search; it begins anew, and --resume would go on with them" in lines
     replace_weights(where)
     with pytest.raises(ConfigError, match="holds a search with other data, weights or wishes; start again without"):
         search(DATA, tmp_path / "a", str(where), resume=True, **options)

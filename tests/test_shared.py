@@ -39,16 +39,25 @@ def key_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.split(".")[-1]: value for key, value in tensors.items()}
 
 
+def rows_of_all() -> dict[str, Any]:
+    """Of each kind; one text is longer than what is read of it."""
+    data = {kind: {"train": rows_of(kind, 24), "validation": rows_of(kind, 6)} for kind in KINDS}
+    data["regression"]["train"][0]["text"] += " good" * 40
+    return data
+
+
 @pytest.fixture(scope="module")
 def folders(tiny_bert: Path, library: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:  # noqa: F811
     """Four tasks of different kinds, trained together over the library."""
     output = tmp_path_factory.mktemp("together") / "all"
-    data = {kind: {"train": rows_of(kind, 24), "validation": rows_of(kind, 6)} for kind in KINDS}
     options: dict[str, Any] = {**QUICK, "attention_learning_rate": 0.05, "share_attention": True}
     lines: list[str] = []
-    results = train_many(data, output, str(tiny_bert), library=library, report=lines.append, **options)
+    results = train_many(rows_of_all(), output, str(tiny_bert), library=library, report=lines.append, **options)
     assert not output.with_name("all.training").exists()
     assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch 1.0", "epoch 2.0"]
+    cut = "max_length: of 1 of 30 rows only the first 24 tokens are read"
+    assert [line for line in lines if "max_length" in line] == [f"regression: {cut}"]
+    assert [name for name, result in results.items() if cut in result.notes] == ["regression"]
     return {name: result.folder for name, result in results.items()}
 
 
@@ -63,7 +72,10 @@ def test_every_task_has_a_whole_folder(folders: dict[str, Path]) -> None:
         again = adapter.judge(data, split="validation").scores
         assert again == pytest.approx(metrics["validation"], abs=1e-6)
         line = json.loads((folder / store.LOG).read_text().splitlines()[-1])
-        assert line["validation"]["mean"] == pytest.approx(sum(line["validation"][name] for name in KINDS) / len(KINDS))
+        mean = line["validation"].pop("mean")
+        assert [key.split("/")[0] for key in line["validation"]] == list(KINDS)
+        assert line["validation"].keys() >= {"classification/accuracy", "pair/accuracy"}
+        assert mean == pytest.approx(sum(line["validation"].values()) / len(KINDS))
 
 
 def test_shared_tensors_are_equal_and_the_others_are_not(folders: dict[str, Path]) -> None:
@@ -177,7 +189,7 @@ def test_a_killed_run_goes_on(
 ) -> None:
     from attentune.training import shared
 
-    data = {kind: {"train": rows_of(kind, 24), "validation": rows_of(kind, 6)} for kind in KINDS}
+    data = rows_of_all()
     options: dict[str, Any] = {**QUICK, "attention_learning_rate": 0.05, "library": library, "share_attention": True}
     build = shared.build_mixed_trainer
 
@@ -236,6 +248,18 @@ def test_what_is_set_holds_for_every_task(tiny_bert: Path, tmp_path: Path) -> No
     assert [result.card.task.kind for result in results.values()] == ["regression", "regression"]
     with pytest.raises(DataError, match=r"^two: train row 1, column 'label': wanted a number, found str 'neg'"):
         train_many({"one": numbers, "two": rows_of("classification", 12)}, tmp_path / "b", str(tiny_bert), **options)
+
+
+def test_a_task_may_have_the_name_of_a_figure(tiny_bert: Path, tmp_path: Path) -> None:
+    """None is lost from the log, nor takes the place of the mean that chooses the epoch."""
+    data = {name: rows_of("classification", 12, i) for i, name in enumerate(("mean", "runtime"))}
+    options: dict[str, Any] = {**QUICK, "epochs": 1, "share_attention": True}
+    results = train_many(data, tmp_path / "all", str(tiny_bert), **options)
+    for result in results.values():
+        (line,) = map(json.loads, (result.folder / store.LOG).read_text().splitlines())
+        found = line["validation"]
+        assert found.keys() == {"mean/accuracy", "runtime/accuracy", "mean"}
+        assert found["mean"] == pytest.approx((found["mean/accuracy"] + found["runtime/accuracy"]) / 2)
 
 
 def test_few_shots_of_several_kinds(masked_bert: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_every_task_has_a_whole_folder(folders: dict[str, Path]) -> None:
         assert metrics["run"]["together"] == list(DATA)
         assert sum(metrics["attention"].values()) == pytest.approx(1, abs=1e-5)
         line = json.loads((folder / store.LOG).read_text().splitlines()[-1])["validation"]
-        assert line["loss"] == pytest.approx((line["told"] + line["turned"]) / 2)
+        assert line["loss"] == pytest.approx((line["told/loss"] + line["turned/loss"]) / 2)
     first, second = (key_of(load_file(folder / store.WEIGHTS)) for folder in folders.values())
     for key, value in first.items():
         assert torch.equal(value, second[key]) == (key in METHOD.shared), key

@@ -17,6 +17,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 from attentune.errors import DataError, UnsupportedError
 from attentune.evaluation import metrics
 from attentune.evaluation.answers import best_threshold, exact_match, word_f1
+from attentune.tasks import passages as module
 from attentune.tasks import task_from_card
 from attentune.tasks.answer import QuestionAnswering
 from attentune.tasks.passages import Windows, passages, tokens_of
@@ -159,14 +160,55 @@ def test_passages_by_brute_force(z: Any, longest: int, data: st.DataObject) -> N
     n = len(z)
     window = np.array(sorted(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n))))
     window[data.draw(st.lists(st.integers(0, n - 1), max_size=4))] = -1
-    got = sorted(zip(*(part.tolist() for part in passages(z, window, longest)), strict=True))
+    at = np.array(data.draw(st.lists(st.integers(0, n - 1), unique=True)), dtype=int)
+    got = sorted(zip(*(part.tolist() for part in passages(z, window, longest, at)), strict=True))
     wanted = sorted(
         (float(z[i, 0] + z[j, 1]), i, j)
         for i in range(n)
         for j in range(i, min(i + longest, n))
-        if window[i] == window[j] >= 0
+        if window[i] == window[j] >= 0 and j in at
     )
     assert got == wanted
+
+
+def merged_by_hand(z: Any, features: Windows, longest: int) -> dict[tuple[int, int], float]:
+    """Each passage of characters and its score, in the order of the ends, then of the starts."""
+    window, context = features.places()[0], features.context
+    found: dict[tuple[int, int], float] = {}
+    for i, first in enumerate(features.offsets):
+        for j, last in enumerate(features.offsets[i : i + longest], i):
+            if first is None or last is None or window[i] != window[j]:
+                continue
+            start = first[0] + len(context[first[0] :]) - len(context[first[0] :].lstrip())
+            if start < last[1]:
+                score = z[i, 0] + z[j, 1]
+                found[start, last[1]] = np.logaddexp(found.get((start, last[1]), -np.inf), score)
+    return {span: found[span] for span in sorted(found, key=lambda span: span[::-1])}
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_passages_merged_in_parts_are_those_merged_at_once(data: st.DataObject) -> None:
+    words = st.sampled_from([*WORDS, " ", "  ", "\n", "\u3000"])
+    context = "".join(data.draw(st.lists(words, min_size=1, max_size=30)))
+    task = QuestionAnswering(stride=data.draw(st.integers(0, 9)), answer_length=data.draw(st.integers(1, 9)))
+    features = windows_of(task, byte_tokenizer("Ġ|r"), {"question": "q", "context": context}, 12)
+    z = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=(len(features), 2))
+    whole = task.candidates(z, features)
+    wanted = merged_by_hand(z, features, task.answer_length)
+    assert [tuple(span) for span in whole.spans.tolist()] == list(wanted)
+    assert whole.scores == pytest.approx(list(wanted.values()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PART", data.draw(st.integers(1, 9)))
+        parts = task.candidates(z, features)
+        assert np.array_equal(parts.spans, whole.spans)
+        assert np.array_equal(parts.scores, whole.scores)
+
+
+def test_a_context_of_spaces_is_read_once() -> None:
+    features = windows_of(TASK, byte_tokenizer(), {"question": "q", "context": "a" + " " * 100_000}, 500)
+    (answer,) = TASK.decode([np.zeros((len(features), 2))], [features])
+    assert (answer["answer"], answer["start"], answer["end"]) == ("a", 0, 1)
 
 
 def test_best_answer_by_hand(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -178,7 +220,7 @@ def test_best_answer_by_hand(tokenizer: PreTrainedTokenizerBase) -> None:
     assert (answer["answer"], answer["start"], answer["end"]) == ("Anna", 19, 23)
     assert answer["no_answer"] == 0.0
     window, _ = features.places()
-    scores, first, last = passages(z, window, 4)
+    scores, first, last = passages(z, window, 4, np.arange(len(z)))
     weights = np.exp(scores - scores.max())
     both = [i for i in range(len(scores)) if (first[i], last[i]) in {(12, 12), (23, 23)}]
     assert answer["score"] == pytest.approx(weights[both].sum() / weights.sum())

@@ -19,9 +19,11 @@ import attentune
 from attentune.errors import AttentuneError, ConfigError, DataError, StoreError
 from attentune.evaluation.calibration import Reliability
 from attentune.methods import METHODS
+from attentune.training.checkpoints import Mark
 from attentune.training.loop import build_trainer
 from attentune.training.many import train_many
 from attentune.training.recipe import read_recipe
+from attentune.training.seeds import train_seeds
 from attentune.training.train import train
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "max_length": 24, "stride": 6, "patience": 0}
@@ -166,9 +168,11 @@ def test_long_texts_leave_room_for_the_prompt(tiny_bert: Path, tmp_path: Path) -
     rows = [{"text": "good " * 80, "label": "a"}, {"text": "bad " * 80, "label": "b"}] * 4
     options: dict[str, Any] = {**QUICK, "max_length": 500, "epochs": 1}
     data = {"train": rows, "validation": rows}
-    result = train(data, "prefix_propagation", tmp_path / "a", str(tiny_bert), **options)
+    lines: list[str] = []
+    result = train(data, "prefix_propagation", tmp_path / "a", str(tiny_bert), report=lines.append, **options)
     card = attentune.load(result.folder).card
     assert 40 < card.max_length < 64
+    assert f"max_length: of 16 of 16 rows only the first {card.max_length} tokens are read" in lines
     assert attentune.load(result.folder).predict(["good " * 80])[0]["truncated"]
 
 
@@ -244,6 +248,52 @@ def test_a_kill_while_the_mark_is_written_means_a_new_start(tiny_bert: Path, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_the_user_is_no_place_for_checkpoints(tiny_bert: Path, tmp_path: Path, resume: bool) -> None:
+    mine = tmp_path / "a.training"
+    (mine / "frozen").mkdir(parents=True)
+    for name in ("train.jsonl", "frozen/notes.txt"):
+        (mine / name).write_text("\n".join(map(json.dumps, rows_of("classification"))))
+    wanted = "it holds frozen, which no run left; move it, or name another output"
+    with pytest.raises(ConfigError, match=wanted):
+        train(mine, "pasta", tmp_path / "a", str(tiny_bert), resume=resume, **QUICK)
+    seeds = shutil.copytree(mine, tmp_path / "a.seeds")
+    shutil.move(mine, tmp_path / "data")
+    with pytest.raises(ConfigError, match=wanted):
+        train_seeds(tmp_path / "data", "pasta", tmp_path / "a", str(tiny_bert), resume=resume, seeds=2, **QUICK)
+    for folder in (tmp_path / "data", seeds):
+        assert {path.name for path in folder.rglob("*")} == {"train.jsonl", "frozen", "notes.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "a.seeds"}
+
+
+def test_a_folder_is_known_as_ours_whenever_a_kill_strikes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = Mark(tmp_path / "a.training" / "run.id", "a run")
+    left = mark.path.with_name("checkpoint-1")
+
+    def killed(*args: Any, **given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            mark.begin()  # while the mark is written
+    mark.begin()
+    left.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            mark.end()  # while the folder is emptied
+    # Half of what was there is nothing to go on with, and no reason to refuse a fresh start.
+    assert left.exists()
+    assert not mark.goes_on("another run")
+    mark.begin()
+    assert [path.name for path in mark.path.parent.iterdir()] == ["run.id"]
+    assert mark.goes_on("another run")
+    mark.end()
+    mark.end()
+    assert list(tmp_path.iterdir()) == []
+
+
 class KillAtTheEnd(TrainerCallback):
     """Strikes after the last checkpoint."""
 
@@ -305,6 +355,9 @@ def test_the_best_epoch_is_found_where_the_checkpoints_have_moved(tiny_bert: Pat
     shutil.rmtree(best)
     with pytest.raises(ConfigError, match=rf"has no {best.name}, its best checkpoint; start again without resume"):
         train(rows, "pasta", tmp_path / "c", str(tiny_bert), resume=True, **options)
+    lines: list[str] = []
+    train(rows, "pasta", tmp_path / "c", str(tiny_bert), report=lines.append, **options)
+    assert "c.training holds this run, interrupted; it begins anew, and --resume would go on" in lines
 
 
 KILLED = """

@@ -171,9 +171,12 @@ def test_one_odd_folder_hides_no_other(client: TestClient, made: dict[str, Path]
     assert len(client.get("/v1/tasks").json()) == 3 + (put.status_code == 200)
     (odd / METRICS).unlink()
     card = json.loads((odd / CARD).read_text())
-    for labels in ([0, 1, 2], "abc", ["a", "b", "\ud800"], None):
+    for labels in ([0, 1, 2], "abc", ["a", "b", "\ud800"], ["a", "a", "b"], None):
         (odd / CARD).write_text(json.dumps({**card, "task": {**card["task"], "labels": labels}}))
         assert client.put("/v1/tasks/odd", content=tar_of(odd)).status_code == 422
+    (odd / CARD).write_text(json.dumps({**card, "task": {**card["task"], "labels": ["a", "a", "b"]}}))
+    detail = client.put("/v1/tasks/odd", content=tar_of(odd)).json()["detail"]
+    assert "wants a label of its own for each class, found 'a' twice" in detail
     assert client.get("/v1/tasks").status_code == 200
 
 

@@ -1,6 +1,7 @@
 """The task card, task.json: everything that prediction needs besides the tensors."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -72,6 +73,9 @@ class TaskCard:
             labels = card["task"].get("labels", [])
             if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
                 raise StoreError(f"{where} wants a list of texts as its labels, found {labels!r}")
+            twice = next((label for label, count in Counter(labels).items() if count > 1), None)
+            if twice is not None:
+                raise StoreError(f"{where} wants a label of its own for each class, found {twice!r} twice")
             return cls(
                 name=str(card["name"]),
                 method=str(card["method"]),

@@ -79,30 +79,31 @@ def compare_command(
     if not report:
         if not data:
             raise ConfigError("no task given; wanted folders, files, hub data sets or demo:intent and the like")
-        schedule = compare(
-            data,
-            names() if methods == "all" else [name.strip() for name in methods.split(",")],
-            output,
-            Conditions(
-                backbone=backbone,
-                rows=rows,
-                test_rows=test_rows,
-                epochs=epochs,
-                batch_size=batch_size,
-                max_length=max_length,
-                precision=cast("Any", precision),
-                frozen=cast("Any", frozen),
-                attention_dropout=attention_dropout,
-            ),
-            reading=Reading(task, tuple(text or ()), label, tuple(choices or ())),
-            rates=rates,
-            seeds=seeds,
-            minutes=minutes,
-            workers=workers,
-            ray_address=ray,
-            add=add,
-            report=(lambda line: None) if json else show.progress,
-        )
+        with show.resumable("goes on: finished runs are kept"):
+            schedule = compare(
+                data,
+                names() if methods == "all" else [name.strip() for name in methods.split(",")],
+                output,
+                Conditions(
+                    backbone=backbone,
+                    rows=rows,
+                    test_rows=test_rows,
+                    epochs=epochs,
+                    batch_size=batch_size,
+                    max_length=max_length,
+                    precision=cast("Any", precision),
+                    frozen=cast("Any", frozen),
+                    attention_dropout=attention_dropout,
+                ),
+                reading=Reading(task, tuple(text or ()), label, tuple(choices or ())),
+                rates=rates,
+                seeds=seeds,
+                minutes=minutes,
+                workers=workers,
+                ray_address=ray,
+                add=add,
+                report=(lambda line: None) if json else show.progress,
+            )
         failed = len(schedule.failed)
     _show(draw(output), output, json)
     if failed:

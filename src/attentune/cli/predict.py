@@ -71,9 +71,7 @@ def predict_command(
     folders = {alone: alone} if alone is not None else named(task or [], "--task wants NAME=DIR")
     predictor = load_many(folders, backbone, None, **_decoding(num_beams, max_new_tokens))
     inputs = _inputs(given, file, form_of([card.task for card in predictor.cards.values()]))
-    names = [alone] * len(inputs) if alone is not None else None
-    if alone is None and all(isinstance(row, dict) and "task" in row for row in inputs):
-        names = [str(row["task"]) for row in inputs]
+    names = [alone] * len(inputs) if alone is not None else _tasks_of(inputs)
     answers = predict_many(predictor, inputs, names, batch_size, abstain_at=abstain_at, coverage=coverage)
     if attention:
         _add_attention(predictor, inputs, names, answers, batch_size)
@@ -203,6 +201,21 @@ def _from_line(line: str, number: int, form: Form) -> Any:
     return line if form == "text" else line.split("\t")
 
 
+def _tasks_of(inputs: Sequence[Any]) -> list[str] | None:
+    """The task that each row names; None where none does, so that every task answers it.
+
+    Raises:
+        DataError: some rows name one, and others do not.
+    """
+    rows = [cast("dict[str, Any]", row) if isinstance(row, dict) else {} for row in inputs]
+    found = ["" if row.get("task") is None else str(row["task"]) for row in rows]
+    if not any(found):
+        return None
+    if "" in found:
+        raise DataError(f"input {found.index('') + 1} names no task, and others do; name one in every row, or in none")
+    return found
+
+
 def _short(item: Any, columns: Collection[str], limit: int = 60) -> str:
     """An input in one line: of a row the input columns, or all there is where it has none of them."""
     if isinstance(item, dict):
@@ -223,6 +236,8 @@ def _summary(answer: dict[str, Any]) -> str:
         weights = sorted(answer["attention"].items(), key=lambda item: -item[1])
         rest = {key: value for key, value in answer.items() if key != "attention"}
         return f"{_summary(rest)}, of {', '.join(f'{name} {weight:.2f}' for name, weight in weights)}"
+    if answer.get("truncated"):
+        return f"{_summary({**answer, 'truncated': False})} (the text was cut)"
     told = _told(answer)
     if answer.get("abstained"):
         told = f"abstains: {told}"

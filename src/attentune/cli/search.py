@@ -58,25 +58,26 @@ def search_command(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    found = search(
-        data,
-        output,
-        backbone,
-        budget=budget,
-        latency=latency,
-        minutes=minutes,
-        trials=trials,
-        methods=methods or (),
-        workers=workers,
-        ray_address=ray,
-        seed=seed,
-        task=task,
-        text=text or (),
-        label=label,
-        resume=resume,
-        report=(lambda line: None) if json else show.progress,
-        **parse_set(changes or []),
-    )
+    with show.resumable("with --resume goes on with the trials that are finished"):
+        found = search(
+            data,
+            output,
+            backbone,
+            budget=budget,
+            latency=latency,
+            minutes=minutes,
+            trials=trials,
+            methods=methods or (),
+            workers=workers,
+            ray_address=ray,
+            seed=seed,
+            task=task,
+            text=text or (),
+            label=label,
+            resume=resume,
+            report=(lambda line: None) if json else show.progress,
+            **parse_set(changes or []),
+        )
     if json:
         show.as_json({"output": str(found.folder), **found.metrics, "notes": found.notes})
         return

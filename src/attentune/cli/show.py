@@ -42,12 +42,12 @@ def wait() -> None:
 
 
 @contextmanager
-def resumable() -> Generator[None]:
-    """Training: who interrupts it is told how to go on."""
+def resumable(onward: str = "with --resume goes on from the last checkpoint") -> Generator[None]:
+    """Training, or what else takes long: who interrupts it is told how the same command goes on."""
     try:
         yield
     except KeyboardInterrupt:
-        progress("interrupted; the same command with --resume goes on from the last checkpoint")
+        progress(f"interrupted; the same command {onward}")
         raise
 
 

@@ -42,7 +42,9 @@ def train_command(
     columns = {"task": task, "text": text or (), "label": label}
     report = (lambda line: None) if json else show.progress
     options: dict[str, Any] = {**columns, "recipe": recipe, "resume": resume, "report": report}
-    _show_card(train_source(data, library, name, backbone, **options, **parse_set(changes or [])), json)
+    with show.resumable():
+        card = train_source(data, library, name, backbone, **options, **parse_set(changes or []))
+    _show_card(card, json)
 
 
 @app.command("add")

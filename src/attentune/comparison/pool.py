@@ -12,12 +12,14 @@ a one), the items are plain values.
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -30,6 +32,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 IMPORTED = ["attentune.comparison.run", "scipy.stats", "seqeval.metrics", "sklearn.metrics"]
 """What fresh processes need not import: what takes long, also of what is otherwise imported when a run is scored."""
+GRACE = 10.0
+"""Seconds that a process has to end when it is told to."""
 
 
 def map(
@@ -111,14 +115,15 @@ class _Processes(_Workplace[Item, Result]):
     def start(self, item: Item) -> Future[Result]:
         """Hand it to a pool of one."""
         pool = ProcessPoolExecutor(1, self.context, initializer=_settle, initargs=(self.threads,))
-        future = pool.submit(self.function, item)
+        future = pool.submit(_work_alone, self.function, item)
         self.pools[future] = pool
         return future
 
     def finished(self, tickets: list[Future[Result]]) -> Iterator[tuple[Any, Result]]:
         """Wait."""
         done, _ = wait(tickets, return_when=FIRST_COMPLETED)
-        for ticket in done:
+        # One that failed ends all: what the others made comes before it.
+        for ticket in sorted(done, key=lambda ticket: ticket.exception() is not None):
             self.pools.pop(ticket).shutdown()
             try:
                 result = ticket.result()
@@ -131,9 +136,21 @@ class _Processes(_Workplace[Item, Result]):
             yield ticket, result
 
     def close(self) -> None:
-        """Let them finish what they are at."""
+        """End the processes that are at work."""
+        processes = [process for pool in self.pools.values() for process in _processes_of(pool)]
+        for process in processes:
+            process.terminate()
         for pool in self.pools.values():
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False)
+        for process in processes:
+            process.join(GRACE)
+            process.kill()
+
+
+def _processes_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    """No public way leads to them before Python 3.14; where none is left it is None."""
+    found: Mapping[int, BaseProcess] | None = pool._processes  # pyright: ignore[reportPrivateUsage]
+    return list((found or {}).values())
 
 
 def _settle(threads: int) -> None:
@@ -149,6 +166,18 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def _work_alone(function: Callable[[Item], Result], item: Item) -> Result:
+    """In a process of its own. One that is told to end leaves the function first, which removes its temporary files."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        return function(item)
+    except SystemExit:
+        os._exit(1)
+    finally:
+        # A result that is half sent would be waited for.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _work(function: Callable[[Item], Result], item: Item) -> Result:

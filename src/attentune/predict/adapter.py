@@ -61,8 +61,9 @@ class Adapter:
         card = self.card
         check_wishes(card.task, card.calibration, abstain_at, None)
         strange = card.calibration.scope.label if card.calibration.scope else None
-        rows, outside = parted(load_rows(data, card.columns, card.task.kind, split), strange)
-        check_known(rows, card.task.kind, card.task.labels, split or "the data's")
+        given = load_rows(data, card.columns, card.task.kind, split)
+        check_known(given, card.task.kind, card.task.labels, split or "the data's", strange)
+        rows, outside = parted(given, strange)
         features = card.task.encode(self.predictor.tokenizer, [*rows, *outside], card.max_length)
         logits = self.predictor.logits([Job(f, self.name) for f in features], batch_size)
         count = len(rows)

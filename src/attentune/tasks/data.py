@@ -79,14 +79,14 @@ def load_data(
     if guessed:
         notes.append(f"task: {kind}")
     found = _with_labels(raw, columns, None if label else kind, notes)
-    splits = {name: check_rows(split.rows, own, kind, name) for name, split, own in found}
-    outside: dict[str, list[Row]] = {}
+    every = {name: check_rows(split.rows, own, kind, name) for name, split, own in found}
+    splits, outside = every, dict[str, list[Row]]()
     if out_of_scope is not None:
-        splits, outside = set_apart(splits, kind, out_of_scope)
+        splits, outside = set_apart(every, kind, out_of_scope)
         notes.append(f"out of scope: {', '.join(f'{len(rows)} {name} rows' for name, rows in outside.items())}")
     labels = _labels(raw["train"], splits["train"], columns, kind, out_of_scope)
-    for name, rows in splits.items():
-        check_known(rows, kind, labels, name)
+    for name, rows in every.items():
+        check_known(rows, kind, labels, name, out_of_scope)
     train, held_out = splits["train"], splits.get("validation")
     if held_out is None:
         train, held_out = split_off(train, kind, validation, seed)
@@ -106,6 +106,9 @@ def load_rows(
     """Labelled rows to score: of `split`, else of the only split there is, else of the first of `usual` that there is.
 
     Columns are those of training where the source has them, else guessed.
+
+    Raises:
+        DataError: no such split, or rows that are not of the task's form.
     """
     raw = read(source)
     if split is not None and split not in raw:
@@ -113,12 +116,17 @@ def load_rows(
     name = split or next((n for n in (usual if len(raw) > 1 else raw) if n in raw), None)
     if name is None:
         raise DataError(f"no {usual[0]} split; the splits are {', '.join(raw)}: name the one to read")
-    names = raw[name].columns
+    names, trained = raw[name].columns, columns
     columns = _of_split(columns, names, kind)
     if columns.label is None or not {*columns.inputs, *columns.choices, columns.label} <= set(names):
         columns = choose(names, kind=kind)
     elif columns.start not in (None, *names):
         columns = choose(names, columns.inputs, columns.label, kind=kind)
+    if len(columns.inputs) != len(trained.inputs):
+        raise DataError(
+            f"the {name} rows have {columns.shown()}, and the task was trained on {trained.shown()}; "
+            "give the columns the names of training"
+        )
     return check_rows(raw[name].rows, columns, kind, name)
 
 

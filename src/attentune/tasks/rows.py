@@ -157,11 +157,16 @@ def classes_of(rows: Iterable[Row], kind: str) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (name != "O" or kind != "tagging", name)))
 
 
-def check_known(rows: Iterable[Row], kind: str, labels: Sequence[str], split: str) -> None:
-    """Every class of these rows is among `labels`, or a DataError names the first row where one is not."""
+def check_known(
+    rows: Iterable[Row], kind: str, labels: Sequence[str], split: str, out_of_scope: str | None = None
+) -> None:
+    """Every class of these rows is among `labels`, or is the one `out_of_scope`; a DataError names the first other row.
+
+    The rows are those of the source, from its first one on: it is their number that is named.
+    """
     if kind in OPEN:
         return
-    known = set(labels)
+    known = {*labels, out_of_scope}
     for i, row in enumerate(rows, 1):
         found = row["tags"] if kind == "tagging" else row["label"]
         for name in [found] if isinstance(found, str) else found:

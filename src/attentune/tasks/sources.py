@@ -1,21 +1,24 @@
 """Files, folders, hub data sets and Python rows -> raw splits of plain rows. Knows no task.
 
-Reading goes through the `datasets` library, imported when something is read, as a server reads nothing. Class numbers
-become class names here, so that nothing later sees a number for a class.
+Tables and hub data are read by the `datasets` library, imported when something is read, as a server reads nothing; JSON
+is not, since that library makes dates of texts. Class numbers become class names here, so that nothing later sees a
+number for a class.
 """
 
 import csv
 import gzip
 import re
 import tempfile
+import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, Union, cast
 
 from attentune import demo
 from attentune.errors import DataError
+from attentune.tasks.json_rows import rows_in
 
 if TYPE_CHECKING:
     import datasets
@@ -28,8 +31,11 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev", "eval", "validation_matched"),
     "test": ("test", "testing"),
 }
+SPLIT_OF = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
 HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
+UNREADABLE = (UnicodeDecodeError, OSError, EOFError, zlib.error)
+"""What opening and reading a text file raises, packed or not."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ def read(source: Source) -> dict[str, Raw]:
     if isinstance(source, str | Path):
         raw = _read_name(source)
     elif isinstance(source, Mapping):
-        raw = {_split_name(str(name)): _raw(split) for name, split in cast("Mapping[str, Any]", source).items()}
+        given = {str(name): split for name, split in cast("Mapping[str, Any]", source).items()}
+        raw = {split: _raw(given[name]) for split, name in _by_split({n: _split_name(n) for n in given}).items()}
     else:
         raw = {"train": _raw(source)}
     for name, split in raw.items():
@@ -78,7 +85,7 @@ def sets_of(folder: str | Path) -> dict[str, Path]:
         if not path.is_dir() and not _format(path):
             continue
         name = path.name if path.is_dir() else path.name.split(".")[0]
-        if path.is_file() and any(name.lower() in aliases for aliases in SPLITS.values()):
+        if path.is_file() and name.lower() in SPLIT_OF:
             raise DataError(f"{folder} is one data set, for it holds {path.name}; wanted a folder of data sets")
         if name in found:
             raise DataError(f"{folder} holds {found[name].name} and {path.name}; give each data set its own name")
@@ -102,16 +109,24 @@ def _read_name(source: str | Path) -> dict[str, Raw]:
 
 def _split_files(folder: Path) -> dict[str, Path]:
     files = sorted(f for f in folder.iterdir() if f.is_file() and _format(f))
-    by_stem = {f.name.split(".")[0].lower(): f for f in files}
-    found = {
-        split: by_stem[alias] for split, aliases in SPLITS.items() for alias in reversed(aliases) if alias in by_stem
-    }
+    stems = {f.name: f.name.split(".")[0].lower() for f in files}
+    found = _by_split({name: SPLIT_OF[stem] for name, stem in stems.items() if stem in SPLIT_OF})
     if found:
-        return found
+        return {split: folder / name for split, name in found.items()}
     if len(files) == 1:
         return {"train": files[0]}
     names = ", ".join(f.name for f in files) or "no data file"
     raise DataError(f"{folder} has {names}; wanted train, validation and test files ({', '.join(FORMATS)}, also .gz)")
+
+
+def _by_split(names: Mapping[str, str]) -> dict[str, str]:
+    """Name -> split, turned round, in the order of the splits."""
+    found: dict[str, str] = {}
+    for name, split in names.items():
+        if split in found:
+            raise DataError(f"{found[split]} and {name} are both the {split} split; keep one of them")
+        found[split] = name
+    return {split: found[split] for split in SPLITS if split in found}
 
 
 def _format(path: Path) -> str | None:
@@ -127,6 +142,8 @@ def _read_file(path: Path) -> Raw:
         raise DataError(f"cannot tell the format of {path.name}; wanted one of {', '.join(FORMATS)} (also with .gz)")
     if not path.stat().st_size:
         raise DataError(f"{path} is empty; at least one row is needed")
+    if kind == "json":
+        return _read_json(path)
     import datasets
 
     options = _table_options(path) if kind == "csv" else {}
@@ -146,6 +163,15 @@ def _read_file(path: Path) -> Raw:
         return _raw(loaded)
 
 
+def _read_json(path: Path) -> Raw:
+    try:
+        with _open_text(path) as file:
+            text = file.read()
+    except UNREADABLE as error:
+        raise DataError(f"cannot read {path}: {_reason(error)}") from error
+    return Raw(rows_in(text, str(path)))
+
+
 def _table_options(path: Path) -> dict[str, Any]:
     """Every cell is read as text: 'NA' is a word, '007' keeps its zeros."""
     import datasets
@@ -158,7 +184,7 @@ def _table_options(path: Path) -> dict[str, Any]:
             quoting = csv.QUOTE_NONE
         with _open_text(path) as lines:
             names = _names(path, filter(None, _cells(lines, delimiter, quoting)))
-    except (UnicodeDecodeError, OSError, csv.Error) as error:
+    except (*UNREADABLE, csv.Error) as error:
         raise DataError(f"cannot read {path}: {_reason(error)}") from error
     text = datasets.Features({name: datasets.Value("string") for name in names})
     return {"delimiter": delimiter, "quoting": quoting, "keep_default_na": False, "features": text}
@@ -183,6 +209,9 @@ def _names(path: Path, rows: Iterator[list[str]]) -> list[str]:
             f"{path} has one column, {header[0]!r}; cells are wanted with commas between them, not semicolons"
         )
     names = [name for name in header if name]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has two columns {twice!r}; give each its own name")
     if not names or not count:
         raise DataError(f"{path} has no rows; wanted a line of column names and at least one row")
     return names
@@ -200,10 +229,10 @@ def _cells(lines: Iterator[str], delimiter: str, quoting: Literal[0, 3]) -> Iter
 
 
 @contextmanager
-def _open_text(path: Path) -> Generator[Iterator[str]]:
+def _open_text(path: Path) -> Generator[IO[str]]:
     opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as lines:
-        yield cast("Iterator[str]", lines)
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        yield cast("IO[str]", file)
 
 
 def _read_hub(name: str) -> dict[str, Raw]:
@@ -216,18 +245,16 @@ def _read_hub(name: str) -> dict[str, Raw]:
         except Exception as error:  # offline, unknown and gated data sets raise unrelated types
             raise DataError(f"{name!r} is no file or folder, and no hub data set: {_reason(error)}") from error
     splits = {str(key): split for key, split in loaded.items()}
-    known = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
-    raw = {known[key]: _raw(split) for key, split in splits.items() if key in known}
+    raw = {SPLIT_OF[key]: _raw(split) for key, split in splits.items() if key in SPLIT_OF}
     if "train" not in raw:
         raise DataError(f"hub data set {name!r} has no train split; it has {', '.join(splits)}")
     return raw
 
 
 def _split_name(name: str) -> str:
-    for split, aliases in SPLITS.items():
-        if name.lower() in aliases:
-            return split
-    raise DataError(f"no split {name!r}; the splits are {', '.join(SPLITS)}")
+    if name.lower() not in SPLIT_OF:
+        raise DataError(f"no split {name!r}; the splits are {', '.join(SPLITS)}")
+    return SPLIT_OF[name.lower()]
 
 
 def _raw(split: Any) -> Raw:

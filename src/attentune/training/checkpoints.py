@@ -15,11 +15,37 @@ from attentune.errors import ConfigError
 from attentune.tasks import Data
 
 STATE = "trainer_state.json"
+MARK = re.compile("[0-9a-f]{64}")
 
 
 def every_row(data: Data) -> list[Any]:
     """Of all splits: a result depends on the rows that judge it, too."""
     return [data.train, data.validation, data.test, data.outside]
+
+
+def check_ours(folder: Path) -> None:
+    """Before a run works in a folder, and removes what an earlier one left there: nothing else is in it.
+
+    Raises:
+        ConfigError: it holds files, and no mark among them.
+    """
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    strange = next((path.name for path in found if not path.name.endswith(".id.new")), None)
+    if strange is not None and not any(map(_is_mark, found)):
+        raise ConfigError(
+            f"the run would work in {folder}, and remove what is there: it holds {strange}, which no run left; "
+            "move it, or name another output"
+        )
+
+
+def _is_mark(path: Path) -> bool:
+    if path.suffix != ".id":
+        return False
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return not text or MARK.fullmatch(text) is not None
 
 
 class Mark:
@@ -35,7 +61,7 @@ class Mark:
             found = self.path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None
-        return found == self.identity if re.fullmatch("[0-9a-f]{64}", found) else None
+        return found == self.identity if MARK.fullmatch(found) else None
 
     def goes_on(self, other: str) -> bool:
         """Whether there is something of this run to go on with.
@@ -49,23 +75,55 @@ class Mark:
         return bool(fits)
 
     def begin(self) -> None:
-        """Mark the folder, and empty it before."""
-        shutil.rmtree(self.path.parent, ignore_errors=True)
+        """Mark the folder, and empty it before.
+
+        Raises:
+            ConfigError: it holds what no run left.
+        """
+        check_ours(self.path.parent)
+        self.end()
         self.write()
 
     def write(self) -> None:
         """Mark what is there."""
+        self._put(self.identity)
+
+    def end(self) -> None:
+        """Remove the folder."""
+        if not self.path.parent.is_dir():
+            return
+        # The mark goes last, and is empty before: what a kill leaves is known as ours, and no run goes on with it.
+        self._put("")
+        for path in self.path.parent.iterdir():
+            if path != self.path:
+                _remove(path)
+        self.path.unlink(missing_ok=True)
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+
+    def _put(self, text: str) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_name(f"{self.path.name}.new")
-        fresh.write_text(self.identity, encoding="utf-8")
+        fresh.write_text(text, encoding="utf-8")
         os.replace(fresh, self.path)
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 class Checkpoints:
-    """`<output>.training`: what a killed run leaves behind, and which run that was."""
+    """`<output>.training`: what a killed run leaves behind, and which run that was.
+
+    Raises:
+        ConfigError: there is a folder of that name which no run left.
+    """
 
     def __init__(self, output: Path, identity: Any) -> None:
         self.folder = output.with_name(f"{output.name}.training")
+        check_ours(self.folder)
         self.mark = Mark(self.folder / "run.id", identity)
 
     def train(self, trainer: Trainer, resume: bool) -> TrainOutput:
@@ -117,8 +175,8 @@ class Checkpoints:
             os.replace(fresh, Path(last, STATE))
 
     def remove(self) -> None:
-        """The run is over, or a new one begins."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """The run is over."""
+        self.mark.end()
 
 
 def _state(checkpoint: str | Path) -> Any:
@@ -131,10 +189,15 @@ def _is_over(checkpoint: str) -> bool:
 
 
 class Finished:
-    """`<output>.training`: which of many tasks a killed run had finished, and as what."""
+    """`<output>.training`: which of many tasks a killed run had finished, and as what.
+
+    Raises:
+        ConfigError: there is a folder of that name which no run left.
+    """
 
     def __init__(self, output: Path, resume: bool) -> None:
         self.folder = output.with_name(f"{output.name}.training")
+        check_ours(self.folder)
         if not resume:
             self.remove()
 
@@ -148,7 +211,7 @@ class Finished:
 
     def remove(self) -> None:
         """All are finished, or all begin anew."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._mark("run", None).end()
 
     def _mark(self, name: str, identity: Any) -> Mark:
         return Mark(self.folder / f"{name}.id", identity)

@@ -49,10 +49,11 @@ def recalibrate(
     if isinstance(card.task, Generation):
         raise UnsupportedError(f"{card.task.kind} states no probabilities, so that there is nothing to calibrate")
     kind, strange = card.task.kind, options.out_of_scope
-    rows, outside = parted(load_rows(data, card.columns, kind, split, usual=("validation",)), strange)
+    given = load_rows(data, card.columns, kind, split, usual=("validation",))
+    check_known(given, kind, card.task.labels, split or "the data's", strange)
+    rows, outside = parted(given, strange)
     if strange is not None and not outside and options.false_alarms is None:
         raise DataError(f"no row is of the out-of-scope class {strange!r}, so none can choose the threshold")
-    check_known(rows, kind, card.task.labels, split or "the data's")
     adapter = load(stored.folder, backbone)
     features = card.task.encode(adapter.predictor.tokenizer, [*rows, *outside], card.max_length)
     logits = adapter.predictor.logits([Job(f, adapter.name) for f in features], batch_size)

@@ -91,7 +91,7 @@ def train_seeds(
     store.copy(best.result.folder, target, metrics)
     for run in runs:
         _keep_events(work / str(run.seed) / f"{target.name}.tensorboard", target, run.seed)
-    shutil.rmtree(work)
+    mark.end()
     return replace(best.result, folder=target, metrics=metrics)
 
 

@@ -33,7 +33,17 @@ from attentune.training.loop import arguments
 from attentune.training.recipe import Recipe
 from attentune.training.sources.mixture import mean_attention, put_sources, take_sources
 from attentune.training.together import MixedTrainer, OneOf, Part, build_mixed_trainer, epoch_score, share
-from attentune.training.train import Report, Result, certified, counted, encode_splits, measured, tell_replaced, told
+from attentune.training.train import (
+    Report,
+    Result,
+    certified,
+    counted,
+    cut_off,
+    encode_splits,
+    measured,
+    tell_replaced,
+    told,
+)
 from attentune.vocabulary import VocabularyHead
 
 
@@ -88,6 +98,10 @@ def train_shared(
     model = LanguageModel(base) if writes else TaskModel(base, vocabulary)
     _adapt(model, tokenizer, learned, chosen, sources)
     parts = _parts(model, learned, chosen, origin, tokenizer)
+    for name, part in parts.items():
+        cut = cut_off(part.features, part.card.max_length)
+        if cut:
+            report(f"{name}: {cut}")
     checkpoints = Checkpoints(
         Path(output).expanduser().absolute(),
         identity=[
@@ -226,7 +240,7 @@ def _write(
     logits = {split: trainer.logits(name, split) for split in part.features if split != "train"}
     task, calibration, judged = certified(part.task, rows, part.features, logits, one.recipe.task)
     report(f"{name}: {told(calibration, judged)}")
-    card = replace(part.card, task=task, calibration=calibration)
+    card, limit = replace(part.card, task=task, calibration=calibration), part.card.max_length
     batch = trainer.args.eval_batch_size
     tokenizer = trainer.predictor.tokenizer
     metrics = {
@@ -240,4 +254,4 @@ def _write(
         **mean_attention(model, part.adapter, tokenizer, task, part.features["validation"], batch),
     }
     store.write(one.target, OneOf(model, part.adapter, card.backbone.id), card, one.recipe.to_toml(), metrics, log)
-    return Result(one.target, card, metrics, (*rows.notes, *([note] if note else [])))
+    return Result(one.target, card, metrics, (*rows.notes, *filter(None, (note, cut_off(part.features, limit)))))

@@ -169,10 +169,11 @@ class MixedTrainer(Trainer):
 
         Of tasks that write texts the losses, since writing them all can take longer than training.
         """
-        metrics = {
-            f"eval_{name}": self.loss(name) if part.writes else self.scores(name)[part.task.main_metric]
-            for name, part in self.parts.items()
-        }
+        metrics: dict[str, float] = {}
+        for name, part in self.parts.items():
+            metric = "loss" if part.writes else part.task.main_metric
+            # No task's name has a slash: whatever it is, this is not the key of the mean or of a time.
+            metrics[f"eval_{name}/{metric}"] = self.loss(name) if part.writes else self.scores(name)[metric]
         metrics[f"eval_{epoch_score(self.parts.values())}"] = sum(metrics.values()) / len(metrics)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

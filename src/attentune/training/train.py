@@ -120,7 +120,12 @@ def learn(
     limit = longest(cast("Any", model.peft_config["default"]), base.config, learned, chosen.task, tokenizer)
     begin = time.perf_counter()
     features = encode_splits(learned, tokenizer, rows, limit)
+    cut = cut_off(features, limit)
+    if cut:
+        report(cut)
     checkpoints = Checkpoints(target, identity_of(rows, chosen, ground))
+    if not resume and checkpoints.mark.fits():
+        report(f"{checkpoints.folder.name} holds this run, interrupted; it begins anew, and --resume would go on")
     kept = Kept(checkpoints.folder / "frozen", ground.room)
     frozen = freeze(model, kept) if chosen.training.cache_frozen else None
     trainer = build_trainer(
@@ -168,7 +173,7 @@ def learn(
         checkpoints.remove()
     trackers.detach(trainer)
     trainer.accelerator.wait_for_everyone()
-    return Result(target, card, metrics, (*rows.notes, *([note] if note else [])))
+    return Result(target, card, metrics, (*rows.notes, *filter(None, (note, cut))))
 
 
 def tell_replaced(target: Path, report: Report) -> None:
@@ -245,6 +250,14 @@ def told(calibration: Calibration, judged: Mapping[str, Judgement]) -> str:
         f"calibration: temperature {calibration.temperature:.3f}, "
         f"expected calibration error on {name} {last.before.error:.4f} -> {last.after.error:.4f}"
     )
+
+
+def cut_off(features: Mapping[str, Sequence[Features]], limit: int) -> str | None:
+    """One line on rows that are longer than what is read of them."""
+    found = [one.truncated for split in features.values() for one in split]
+    if not any(found):
+        return None
+    return f"max_length: of {sum(found):,} of {len(found):,} rows only the first {limit:,} tokens are read"
 
 
 def encode_splits(task: Task, tokenizer: PreTrainedTokenizerBase, rows: Data, limit: int) -> dict[str, list[Features]]:
