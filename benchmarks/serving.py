@@ -194,7 +194,9 @@ def _lora(count: int) -> tuple[Any, list[float]]:
 
 
 def engine(folder: Path, sizes: argparse.Namespace) -> Figures:
-    """Texts in, answers out, against the bare backbone on batches of the same texts, sorted by length."""
+    """Texts in (the demo's messages), answers out, against the bare backbone on batches of the same texts, sorted by
+    length.
+    """
     loaded = Engine.load("minilm", dtype=torch.float32)
     for path in make_adapters(load_backbone("minilm", torch.float32), folder, "pasta", min(1000, max(sizes.tasks))):
         loaded.bank.add(path.name, path)
@@ -222,7 +224,9 @@ def engine(folder: Path, sizes: argparse.Namespace) -> Figures:
 
 
 def tiers(folder: Path, sizes: argparse.Namespace) -> Figures:
-    """Many registered tasks, memory for a tenth of them, Zipf traffic."""
+    """Many registered tasks, memory for a tenth of them, Zipf traffic. A warm hit finds the task in memory, a cold one
+    reads its file; "from the disk" is after the operating system forgot the file.
+    """
     made = make_adapters(load_backbone("minilm", torch.float32), folder, "pasta", sizes.registered)
     weight = Bank(load_backbone("minilm", torch.float32)).add("first", made[0]).bytes
     bank = Bank(load_backbone("minilm", torch.float32), warm_bytes=weight * max(sizes.registered // 10, 1))
@@ -294,7 +298,8 @@ def markdown(results: dict[str, Any]) -> str:
             f"Throughput of mixed batches, of the bare backbone's ({results['batch']}); methods that put a prompt"
         ]
         lines += [
-            "in front are measured against the backbone at T + m. Medians over turns.",
+            "in front are measured against the backbone at T + m. Medians over turns. Uniform: each task is asked as",
+            "often as any other; zipf: the one of rank r in proportion to 1 / r.",
             f"{results['dates']['throughput']}.",
             "",
         ]
