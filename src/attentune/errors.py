@@ -6,7 +6,7 @@ AttentuneError (a ValueError)
 │   └── UnknownTaskError   a task that is not there
 ├── DataError          rows, columns or labels that do not fit the task
 ├── OverloadedError    more requests than the engine's limits allow; the same request may succeed later
-├── StorageError       a disk that is full, or does not let itself be written
+├── StorageError       a disk that is full, or does not let itself be written or read
 ├── StoreError         an adapter folder that is missing, incomplete or does not fit the backbone
 └── UnsupportedError   an architecture, method or request that attentune refuses, with what it offers instead
 
@@ -39,7 +39,7 @@ class OverloadedError(AttentuneError):
 
 
 class StorageError(AttentuneError):
-    """A disk that is full, or does not let itself be written."""
+    """A disk that is full, or does not let itself be written or read."""
 
 
 class StoreError(AttentuneError):

@@ -1,5 +1,7 @@
 """A server in this process, and what is asked of it."""
 
+import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +26,19 @@ def alone(folder: Path, backbone: Path, texts: list[str]) -> list[Any]:
 def predicted(client: TestClient, task: str, text: str = "good film") -> dict[str, Any]:
     answer = client.post("/v1/predict", json={"items": [{"task": task, "input": text}]}).json()["answers"][0]
     return answer["answer"]
+
+
+def called(
+    client: TestClient, method: str, path: str, receive: Callable[[], Awaitable[Any]]
+) -> tuple[int, dict[str, Any]]:
+    """The status and the document of an answer; the body of the request comes as `receive` gives it."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b"", "root_path": ""}
+    assert client.portal is not None
+    client.portal.call(client.app, scope, receive, send)
+    return sent[0]["status"], json.loads(b"".join(message["body"] for message in sent[1:]))

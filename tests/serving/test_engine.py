@@ -219,3 +219,21 @@ def test_a_text_without_a_token_fails_alone(tmp_path: Path) -> None:
         assert good.result(30)["label"]
         with pytest.raises(DataError, match="wanted a text of at least one token"):
             empty.result(30)
+
+
+def test_an_answer_of_many_windows_keeps_no_batch_waiting(engine: Engine, tiny_bert: Path, tmp_path: Path) -> None:
+    engine.bank.add("x", adapter(load_backbone(str(tiny_bert)), tmp_path / "x", task=QuestionAnswering(stride=6)))
+    begun, go_on, ended = threading.Event(), threading.Event(), list[bool]()
+
+    def take_long(_: object) -> None:
+        begun.set()
+        ended.append(go_on.wait(20))
+
+    with engine.bank._running:
+        (long,) = engine.submit([Ask("x", ["who ?", "sun " * 200])])
+        long.add_done_callback(take_long)  # In the thread that decodes it.
+    assert begun.wait(20)
+    assert engine.answer([Ask("tone", "sun")])[0]["label"]
+    assert not ended
+    go_on.set()
+    assert long.result(30)["answer"]

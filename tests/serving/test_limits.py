@@ -1,14 +1,10 @@
 """Who may ask how much, and with what the server starts."""
 
-import asyncio
 import inspect
 import json
-import os
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +15,17 @@ from attentune.cli import main
 from attentune.cli.serve import serve_command
 from attentune.errors import ConfigError
 from attentune.serving import Ask, keys
-from attentune.serving.keys import EVERYONE, Keys
+from attentune.serving.keys import Keys
 from attentune.serving.launch import application
 from attentune.serving.limits import Limits
-from attentune.serving.service import Service, Wanted
-from attentune.store import WEIGHTS
 from serving.app import client_of
-from serving.process import until
 
 
 def test_keys_scope_and_hide(tiny_bert: Path, folder: Path, made: dict[str, Path], tmp_path: Path) -> None:
     file = tmp_path / "keys.json"
     some = keys.add(file, "some", ["predict"], ["tone"])
     admin = keys.add(file, "admin", ["predict", "admin"], None)
+    bound = keys.add(file, "bound", ["predict", "admin"], ["tone"])
     assert some not in file.read_text()
     with client_of(tiny_bert, folder, Keys.read(file)) as client:
         assert client.get("/v1/tasks").status_code == 401
@@ -48,6 +42,12 @@ def test_keys_scope_and_hide(tiny_bert: Path, folder: Path, made: dict[str, Path
             assert client.request(method, path, headers=_bearer(some)).status_code == 403
         assert client.get("/metrics", headers=_bearer(admin)).status_code == 200
         assert client.get("/v2/models/topic", headers=_bearer(some)).status_code == 404
+        assert client.get("/metrics", headers=_bearer(bound)).json()["detail"].endswith("which name all tasks")
+        # Another task's folder, under the name of one's own.
+        taken = client.put("/v1/tasks/tone", json={"folder": str(made["topic"])}, headers=_bearer(bound))
+        assert (taken.status_code, "may not name a folder of the server" in taken.json()["detail"]) == (403, True)
+        given = client.put("/v1/tasks/tone", json={"folder": str(made["tone"])}, headers=_bearer(admin))
+        assert given.status_code == 200
 
 
 def _bearer(key: str) -> dict[str, str]:
@@ -92,61 +92,6 @@ def test_an_upload_that_is_too_long_or_cut_off_is_no_fault_of_the_server(
         assert 'attentune_requests_total{route="/v1/tasks/{name}",status="400"} 1.0' in page
         assert 'status="500"' not in page
     assert not caplog.records
-
-
-@dataclass(frozen=True)
-class Slow:
-    client: TestClient
-    service: Service
-    go_on: Callable[[], object]
-    queued: list[Future[Any]]
-
-
-@pytest.fixture
-def slow(tiny_bert: Path, folder: Path) -> Iterator[Slow]:
-    """A server whose task "tone" is cold, in a file that cannot be read to its end before `go_on`."""
-    limits = Limits(request_timeout_s=1.0, max_wait_ms=60_000)
-    app = application(folder, str(tiny_bert), limits=limits, warm_bytes=1)
-    file = folder / "tone" / WEIGHTS
-    content = file.read_bytes()
-    file.unlink()
-    os.mkfifo(file)
-    engine, queued = app.state.service.engine, list[Future[Any]]()
-    submit = engine.submit
-
-    def seen(asks: list[Ask]) -> list[Future[Any]]:
-        queued.extend(submit(asks))
-        return queued
-
-    engine.submit = seen
-    with TestClient(app) as client:
-        yield Slow(client, app.state.service, lambda: file.write_bytes(content), queued)
-
-
-def test_what_is_queued_too_late_is_withdrawn(slow: Slow) -> None:
-    without_end = threading.Timer(20, slow.go_on)
-    without_end.start()
-    late = slow.client.post("/v1/predict", json={"items": [{"task": "tone", "input": "sun"}]})
-    without_end.cancel()
-    assert (late.status_code, late.json()["detail"]) == (503, "not answered within 1 s")
-    assert not slow.queued
-    slow.go_on()
-    until(lambda: slow.queued and all(future.cancelled() for future in slow.queued), 20)
-
-
-def test_what_is_queued_for_a_client_that_went_is_withdrawn(slow: Slow) -> None:
-    async def leave() -> None:
-        asked = asyncio.ensure_future(slow.service.all([Wanted("tone", "sun")], EVERYONE))
-        await asyncio.sleep(0.1)
-        asked.cancel()
-        await asyncio.wait([asked])
-        assert asked.cancelled()
-
-    assert slow.client.portal is not None
-    slow.client.portal.call(leave)
-    assert not slow.queued
-    slow.go_on()
-    until(lambda: slow.queued and all(future.cancelled() for future in slow.queued), 20)
 
 
 def test_a_full_queue_asks_to_come_back(tiny_bert: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from fastapi.testclient import TestClient
 from test_predict import near
 
 from attentune.serving.folder import Folder, version_id
-from serving.app import TEXTS, alone
+from attentune.serving.launch import application
+from attentune.store import WEIGHTS
+from serving.app import TEXTS, alone, predicted
 
 
 def test_the_open_inference_protocol(client: TestClient, made: dict[str, Path], tiny_bert: Path) -> None:
@@ -77,3 +80,31 @@ def test_bad_tensors_are_refused(client: TestClient, body: Any, detail: str) -> 
     answer = client.post("/v2/models/tone/infer", json=body)
     assert answer.status_code == 400
     assert detail in answer.json()["detail"]
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut off": lambda file: file.write_bytes(file.read_bytes()[:-9]),
+    "unreadable": lambda file: [file.unlink(), file.mkdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_row_that_cannot_be_read_is_no_fault_of_who_asks(tiny_bert: Path, folder: Path, damage: str) -> None:
+    file, whole = folder / "tone" / WEIGHTS, (folder / "tone" / WEIGHTS).read_bytes()
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [3], "data": TEXTS}]}
+    with TestClient(application(folder, str(tiny_bert), warm_bytes=1)) as client:
+        DAMAGES[damage](file)
+        items = [{"task": ["tone", "topic"], "input": TEXTS[0]}]
+        lost, found = client.post("/v1/predict", json={"items": items}).json()["answers"]
+        assert (lost["error"]["status"], "answer" in found) == (503, True)
+        assert lost["error"]["detail"].startswith("the tensors of tone cannot be read: ")
+        refused = client.post("/v2/models/tone/infer", json=body)
+        assert (refused.status_code, refused.headers["retry-after"], refused.json()["detail"]) == (
+            503,
+            "1",
+            lost["error"]["detail"],
+        )
+        if file.is_dir():
+            file.rmdir()
+        file.write_bytes(whole)
+        assert predicted(client, "tone")["label"]

@@ -76,7 +76,7 @@ def test_the_document_names_the_problems(tiny_bert: Path, served: Path, tmp_path
         closed = client.get("/openapi.json").json()
     assert "HTTPValidationError" not in document["components"]["schemas"]
     put = document["paths"]["/v1/tasks/{name}"]["put"]
-    assert set(put["responses"]) == {"200", "400", "401", "403", "404", "409", "413", "422", "503"}
+    assert set(put["responses"]) == {"200", "400", "401", "403", "404", "408", "409", "413", "422", "503"}
     problem = {"$ref": "#/components/schemas/ProblemDocument"}
     assert put["responses"]["409"]["content"] == {"application/problem+json": {"schema": problem}}
     assert "security" not in put

@@ -14,10 +14,12 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
 from test_predict import near
 
 import attentune
@@ -26,6 +28,7 @@ from attentune.cli import main
 from attentune.cluster import PATIENT
 from attentune.errors import AttentuneError, ConfigError, StoreError
 from attentune.serving.folder import Folder
+from attentune.serving.limits import Limits
 from attentune.serving.meters import merged
 from attentune.serving.scale import Scale, running
 from serving.kit import adapter
@@ -35,7 +38,7 @@ pytest.importorskip("ray", reason="Ray is not installed")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of pydantic, to Ray Serve
-    from attentune.serving.gateway import tasks_named
+    from attentune.serving.gateway import Gateway, tasks_named
     from attentune.serving.replica import Replica
     from attentune.serving.router import COLD, COLD_TASKS, Load, order
 
@@ -211,6 +214,27 @@ def test_equal_replicas_share_the_tasks_and_keep_them() -> None:
 )
 def test_the_tasks_of_a_request(path: str, body: str, tasks: tuple[str, ...]) -> None:
     assert tasks_named(path, body.encode("latin-1")) == tasks
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status", "detail"),
+    [([b"x"], 408, "the rest of the body has not come within 0.1 s"), ([b"x"] * 3, 413, "the body may have 2 bytes")],
+)
+def test_a_body_that_does_not_come_in_time_or_is_too_long_goes_to_no_replica(
+    pieces: list[bytes], status: int, detail: str
+) -> None:
+    left = list(pieces)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": left.pop(), "more_body": True} if left else await asyncio.Future()
+
+    async def ask() -> Any:
+        nowhere: Any = SimpleNamespace(options=lambda **_: None)
+        scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": []}
+        return await Gateway(nowhere, Limits(payload_limit=2, request_timeout_s=0.1))(Request(scope, receive))
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, json.loads(answer.body)["detail"]) == (status, detail)
 
 
 def test_a_replica_answers_as_its_application_does(

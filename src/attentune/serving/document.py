@@ -17,7 +17,7 @@ from attentune.serving.tensors import InferRequest
 COMPONENTS = "#/components/schemas/{model}"
 EXTRA: tuple[type[BaseModel], ...] = (ProblemDocument, LocalFolder, InferRequest)
 
-ASKED = (400, 401, 403, 413, 503)
+ASKED = (400, 401, 403, 408, 413, 503)
 """What any request may be answered that has to have a key and a body."""
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -101,6 +101,8 @@ class Engine:
         self.batcher = Batcher() if batcher is None else batcher
         # One tokenizer serves every thread, and truncation is a state of it.
         self._encoding = threading.Lock()
+        # What has many windows takes long to answer, and the next batch need not wait for it.
+        self._finishing = ThreadPoolExecutor(1, "attentune-answers")
         self._worker = threading.Thread(target=self._work, name="attentune-engine", daemon=True)
         self._worker.start()
 
@@ -141,6 +143,7 @@ class Engine:
         """Answer what was accepted, and end."""
         self.batcher.close()
         self._worker.join()
+        self._finishing.shutdown()
 
     def __enter__(self) -> Engine:
         return self
@@ -218,7 +221,11 @@ class Engine:
             with lock:
                 left -= 1
                 last = left == 0
-            if last and not one.answer.cancelled():
+            if not last or one.answer.cancelled():
+                return
+            if len(one.pieces) > 1:
+                self._finishing.submit(self._finish, one)
+            else:
                 self._finish(one)
 
         def withdrawn(answer: Future[Answer]) -> None:

@@ -15,20 +15,19 @@ from typing import Any
 from ray.exceptions import RayActorError, RayError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from attentune.serving.guard import limit_of
+from attentune.serving.guard import Bounded
 from attentune.serving.limits import Limits
 from attentune.serving.meters import merged
-from attentune.serving.problems import Problem
+from attentune.serving.problems import AGAIN, Problem
 from attentune.serving.server import LINES
 
 log = logging.getLogger(__name__)
 
 GRACE = 5.0
 """Seconds beyond a request's own limit until a replica that is silent is given up."""
-AGAIN = {"Retry-After": "1"}
 SCOPE = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers")
 GONE = (RayActorError, TaskCancelledError, BackPressureError, DeploymentUnavailableError, RequestCancelledError)
 """The replica is not there, or not any more: another one would answer."""
@@ -44,15 +43,17 @@ class Gateway:
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         scope = {key: request.scope[key] for key in SCOPE if key in request.scope}
-        limit, body = limit_of(scope, self.limits), bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                return Problem(413, f"the body may have {limit} bytes", {"Connection": "close"})
+        given = Bounded(request.receive, scope, self.limits)
+        try:
+            body = await Request(request.scope, given).body()
+        except ClientDisconnect:
+            if given.problem is None:
+                raise
+            return given.problem
         try:
             if scope["path"] == "/metrics":
                 return await self._meters(scope)
-            return await self._forward(scope, bytes(body))
+            return await self._forward(scope, body)
         except GONE:
             return Problem(503, "the replica has gone or has too much to do; try again", AGAIN)
         except TimeoutError:

@@ -1,17 +1,20 @@
-"""Around every request: its size, how many are in work, and how long it took; and what a key may do."""
+"""Around every request: its size and how it comes, how many are in work, how long it took; and what a key may do."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 from attentune.serving.keys import Key, Keys
 from attentune.serving.limits import Limits
 from attentune.serving.meters import OTHER, Meters
-from attentune.serving.problems import Problem, Refused
+from attentune.serving.problems import AGAIN, Problem, Refused
 
 FREE = ("/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
 """Paths that answer however busy the server is."""
+GONE = {"type": "http.disconnect"}
+CLOSE = {"Connection": "close"}
 
 
 def admit(keys: Keys, given: str | None, scope: str) -> Key:
@@ -39,7 +42,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begin, status, body = time.perf_counter(), 500, _Bounded(receive, limit_of(scope, self.limits))
+        begin, status, body = time.perf_counter(), 500, Bounded(receive, scope, self.limits)
 
         async def answer(message: Any) -> None:
             nonlocal status
@@ -47,8 +50,8 @@ class Guard:
                 status = message["status"]
             await send(message)
 
-        async def unless_too_long(message: Any) -> None:
-            if not body.too_long:
+        async def unless_refused(message: Any) -> None:
+            if body.problem is None:
                 await answer(message)
 
         free = scope["path"] in FREE
@@ -57,9 +60,10 @@ class Guard:
         try:
             refusal = None if free else self._refusal(scope)
             if refusal is None:
-                await self.app(scope, body, unless_too_long)
-            if refusal is not None or body.too_long:
-                await (refusal or self._too_long(scope))(scope, receive, answer)
+                await self.app(scope, body, unless_refused)
+                refusal = body.problem
+            if refusal is not None:
+                await refusal(scope, receive, answer)
         finally:
             self.running -= not free
             self.meters.running.set(self.running)
@@ -70,30 +74,56 @@ class Guard:
     def _refusal(self, scope: Any) -> Problem | None:
         if self.running > self.limits.max_concurrent_requests:
             detail = f"{self.limits.max_concurrent_requests} requests are in work; try again"
-            return Problem(503, detail, {"Retry-After": "1"})
+            return Problem(503, detail, AGAIN)
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit():
             return Problem(400, "content-length is a number")
-        return self._too_long(scope) if int(length) > limit_of(scope, self.limits) else None
-
-    def _too_long(self, scope: Any) -> Problem:
-        return Problem(413, f"the body may have {limit_of(scope, self.limits)} bytes", {"Connection": "close"})
+        limit = _limit(scope, self.limits)
+        return _too_long(limit) if int(length) > limit else None
 
 
-def limit_of(scope: Any, limits: Limits) -> int:
-    """Bytes that the body of a request may have."""
-    upload = scope["method"] == "PUT" and scope["path"].startswith("/v1/tasks/")
-    return limits.upload_limit if upload else limits.payload_limit
+class Bounded:
+    """A body of so many bytes at most, whatever its head said, in time; else it ends as if the client had gone.
 
+    The seconds of a request are those of its body, too. An upload may be large and its way narrow: there they are
+    those until its next piece.
+    """
 
-class _Bounded:
-    """A body of at most `limit` bytes, whatever its head said; a longer one ends as if the client had gone."""
-
-    def __init__(self, receive: Any, limit: int) -> None:
-        self.receive, self.left, self.too_long = receive, limit, False
+    def __init__(self, receive: Any, scope: Any, limits: Limits) -> None:
+        self.receive, self.limit, self.seconds = receive, _limit(scope, limits), limits.request_timeout_s
+        self.problem: Problem | None = None
+        """What is to be answered, where it does not keep to this."""
+        self._left, self._whole = self.limit, False
+        self._end = None if _is_upload(scope) else asyncio.get_running_loop().time() + self.seconds
 
     async def __call__(self) -> Any:
-        message = await self.receive()
-        self.left -= len(message.get("body", b""))
-        self.too_long = self.left < 0
-        return {"type": "http.disconnect"} if self.too_long else message
+        """The next message."""
+        if self.problem is not None:
+            return GONE
+        if self._whole:
+            return await self.receive()
+        try:
+            async with asyncio.timeout(self.seconds) if self._end is None else asyncio.timeout_at(self._end):
+                message = await self.receive()
+        except TimeoutError:
+            self.problem = Problem(408, f"the rest of the body has not come within {self.seconds:g} s", CLOSE)
+            return GONE
+        self._whole = not message.get("more_body")
+        self._left -= len(message.get("body", b""))
+        if self._left < 0:
+            self.problem = _too_long(self.limit)
+            return GONE
+        return message
+
+
+def _is_upload(scope: Any) -> bool:
+    return scope["method"] == "PUT" and scope["path"].startswith("/v1/tasks/")
+
+
+def _limit(scope: Any, limits: Limits) -> int:
+    """Bytes that the body of a request may have."""
+    return limits.upload_limit if _is_upload(scope) else limits.payload_limit
+
+
+def _too_long(limit: int) -> Problem:
+    return Problem(413, f"the body may have {limit} bytes", CLOSE)

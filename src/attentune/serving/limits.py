@@ -31,7 +31,7 @@ class Limits:
     upload_limit: int = 64_000_000
     """Bytes of an adapter that is uploaded, packed and unpacked."""
     request_timeout_s: float = 60.0
-    """Seconds until a request is given up with 503."""
+    """Seconds until a request is given up with 503, and those that its body may take to come (408)."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -15,14 +15,13 @@ from typing import Annotated, Any, Literal, cast
 import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
 from pydantic import ValidationError
-from starlette.concurrency import run_in_threadpool
 
 from attentune.card import TaskCard
 from attentune.serving import bodies, document
 from attentune.serving.document import ASKED, reference
 from attentune.serving.keys import Key
-from attentune.serving.problems import Refused
-from attentune.serving.service import Service, Wanted
+from attentune.serving.problems import Refused, headers_of
+from attentune.serving.service import Draw, Service, Wanted, unless_gone
 from attentune.serving.tensors import (
     InferRequest,
     InferResponse,
@@ -112,13 +111,14 @@ def add(app: FastAPI, service: Service, predict_key: Callable[..., Key]) -> None
         body, blobs = _parts(await request.body(), request.headers.get(HEADER))
         inputs = _inputs(body, blobs)
         # One version for the whole request: the shapes of its tensors are those of that version's task.
-        route = await run_in_threadpool(service.registry.route, task, bool(version))
-        found = await service.all([Wanted(task, value, route=route) for value in inputs], key)
+        draw = Draw(active=bool(version))
+        found = await unless_gone(request, service.all([Wanted(task, value, draw=draw) for value in inputs], key))
         failed = next((line["error"] for line in found if "error" in line), None)
         if failed is not None:
-            raise Refused(failed["status"], failed["detail"])
-        outputs = _outputs([line["answer"] for line in found], route.version.entry.card)
-        return _response(task, route.version.id, body, outputs)
+            raise Refused(failed["status"], failed["detail"], headers_of(failed["status"]))
+        answering = draw.route(service.registry, task).version
+        outputs = _outputs([line["answer"] for line in found], answering.entry.card)
+        return _response(task, answering.id, body, outputs)
 
 
 def metadata(task: str, card: TaskCard, versions: Sequence[str]) -> ModelInfo:

@@ -28,6 +28,7 @@ STATUSES: tuple[tuple[type[AttentuneError], int], ...] = (
     (StorageError, 503),
 )
 """Of errors; all others are 422. A later try may succeed where it is 503."""
+AGAIN = {"Retry-After": "1"}
 
 
 class ProblemDocument(BaseModel):
@@ -69,6 +70,11 @@ def status_of(error: AttentuneError) -> int:
     return next((status for kind, status in STATUSES if isinstance(error, kind)), 422)
 
 
+def headers_of(status: int) -> dict[str, str] | None:
+    """What stands beside a problem of that status."""
+    return AGAIN if status == 503 else None
+
+
 def describe(error: Exception) -> dict[str, Any]:
     """An error as an item of an answer: {"status", "detail"}."""
     if isinstance(error, AttentuneError):
@@ -84,7 +90,7 @@ def install(app: FastAPI) -> None:
 
     async def ours(_: Request, error: Any) -> Problem:
         status = status_of(error)
-        return Problem(status, str(error), {"Retry-After": "1"} if status == 503 else None)
+        return Problem(status, str(error), headers_of(status))
 
     async def invalid(_: Request, error: Any) -> Problem:
         return Problem(422, _fault(error.errors()))

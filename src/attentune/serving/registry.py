@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from attentune.errors import AttentuneError, ConfigError, ConflictError, StoreError, UnknownTaskError
+from attentune.errors import AttentuneError, ConfigError, ConflictError, StorageError, StoreError, UnknownTaskError
 from attentune.serving.bank import Bank
 from attentune.serving.folder import NAME_RULE, Folder, check_name, version_id, writing
 from attentune.serving.held import Held
@@ -69,6 +69,12 @@ class Registry:
             raise UnknownTaskError(f"there is no task {name!r}")
         return found
 
+    def is_cold(self, name: str) -> bool:
+        """Whether something that may answer now is on the disk alone."""
+        served, tiers = self._tasks.get(name), self.bank.tiers
+        there = (served.active, served.trial and served.trial.version) if served else ()
+        return any(v and v.entry not in tiers.hot.rows and v.entry not in tiers.warm.rows for v in there)
+
     def route(self, name: str, active: bool = False) -> Route:
         """The version that answers this ask, and the one that answers along unheard.
 
@@ -76,7 +82,7 @@ class Registry:
 
         Raises:
             UnknownTaskError: there is no such task.
-            StoreError: its row cannot be read.
+            StorageError: its row cannot be read; what was asked is not at fault.
         """
         while True:
             served = self.task(name)
@@ -84,14 +90,14 @@ class Registry:
             try:
                 held = self.bank.hold(heard.entry)
                 return Route(heard, held, None if unheard is None else self.bank.hold(unheard.entry))
-            except StoreError:
+            except StoreError as error:
                 # A version that was cold and has moved meanwhile, perhaps by another server that is not done yet.
                 with self._changing, self.folder.alone():
                     self.catch_up()
                     with suppress(AttentuneError, OSError):
                         self._load(name)
                     if self._tasks.get(name) == served and self._serves(served, heard, unheard):
-                        raise
+                        raise StorageError(str(error)) from error
 
     def _chosen(self, served: Served, active: bool) -> tuple[Version, Version | None]:
         trial = served.trial

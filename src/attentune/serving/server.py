@@ -1,8 +1,7 @@
 """The HTTP server: `POST /v1/predict`, the tasks, health and meters; `/v2` is in open_inference.py."""
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from attentune.serving.limits import Limits
 from attentune.serving.meters import Meters
 from attentune.serving.problems import Refused
 from attentune.serving.registry import Registry
-from attentune.serving.service import Service, Wanted
+from attentune.serving.service import Service, Wanted, unless_gone
 from attentune.serving.upload import unpack
 from attentune.serving.versions import Served, Version
 
@@ -131,7 +130,7 @@ def _add_predict(app: FastAPI, service: Service, predict_key: Callable[..., Key]
             for task in ([item.task] if isinstance(item.task, str) else item.task)
         ]
         if LINES not in request.headers.get("accept", ""):
-            return {"answers": await _unless_gone(request, service.all(wanted, key))}
+            return {"answers": await unless_gone(request, service.all(wanted, key))}
         lines = service.each(wanted, key)
         first = await anext(lines)  # What stands against the whole request is said before the answer begins.
         return StreamingResponse(_lines(first, lines), media_type=LINES)
@@ -144,24 +143,6 @@ async def _lines(first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> 
             yield json.dumps(line, ensure_ascii=False) + "\n"
     except Refused as error:
         yield json.dumps({"error": {"status": error.status, "detail": error.detail}}) + "\n"
-
-
-async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
-    """The result; what nobody waits for any more is cancelled."""
-    task = asyncio.ensure_future(work)
-
-    async def watch() -> None:
-        while not await request.is_disconnected():
-            await asyncio.sleep(0.1)
-        task.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        return await task
-    except asyncio.CancelledError:
-        raise Refused(400, "the client has gone") from None
-    finally:
-        watcher.cancel()
 
 
 def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], admin_key: Callable[..., Key]) -> None:
@@ -195,6 +176,8 @@ def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], 
         _refuse_hidden(key, name)
         content = await request.body()
         local = request.headers.get("content-type", "").startswith("application/json")
+        if local:
+            _refuse_bound(key, "name a folder of the server: it may hold the tasks of others")
 
         def serve() -> TaskInfo:
             fill = copy_of(_local_folder(content)) if local else partial(unpack, content, service.limits.upload_limit)
@@ -243,7 +226,8 @@ def _add_health(app: FastAPI, service: Service, admin_key: Callable[..., Key]) -
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=document.problems(401, 403))
     async def metrics(key: Annotated[Key, Depends(admin_key)]) -> Response:  # pyright: ignore[reportUnusedFunction]
-        """Prometheus meters; they name tasks, so that they need the admin scope."""
+        """Prometheus meters; they name tasks, so that they need the admin scope, and all tasks."""
+        _refuse_bound(key, "see the meters, which name all tasks")
         return Response(service.meters.page(service.engine.batcher), media_type="text/plain; version=0.0.4")
 
 
@@ -263,6 +247,11 @@ def _add_index(app: FastAPI) -> None:
 def _refuse_hidden(key: Key, name: str) -> None:
     if not key.sees(name):
         raise Refused(403, "this key may not write a task of that name")
+
+
+def _refuse_bound(key: Key, wanted: str) -> None:
+    if key.tasks is not None:
+        raise Refused(403, f"a key that is bound to tasks may not {wanted}")
 
 
 def _local_folder(content: bytes) -> Path:

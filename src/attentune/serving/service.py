@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
+from anyio import CancelScope, CapacityLimiter, to_thread
+from starlette.requests import Request
 
 from attentune.errors import AttentuneError, UnknownTaskError
 from attentune.serving.engine import Ask, Engine
 from attentune.serving.keys import Key
 from attentune.serving.limits import Limits
 from attentune.serving.meters import Meters
-from attentune.serving.problems import Refused, describe
+from attentune.serving.problems import AGAIN, Refused, describe
 from attentune.serving.registry import Registry, Route
 from attentune.serving.versions import Served
 from attentune.tasks import Answer, Task
@@ -25,6 +27,28 @@ DECISIONS = ("label", "labels", "tags", "answer", "choice")
 """The keys of an answer in which a shadow can agree or not."""
 CLOSE = 0.1
 """Standard deviations of the values in training by which two numbers may differ and agree."""
+READERS = 8
+"""Threads that read rows from the disk."""
+
+
+@dataclass
+class Draw:
+    """Who answers several asks of one task: drawn with the first of them."""
+
+    active: bool = False
+    """Whether a version that is on trial for a share of the asks is left out."""
+    found: Route | AttentuneError | None = None
+
+    def route(self, registry: Registry, task: str) -> Route:
+        """Who answers; raises as `Registry.route`, and then every time."""
+        if self.found is None:
+            try:
+                self.found = registry.route(task, self.active)
+            except AttentuneError as error:
+                self.found = error
+        if isinstance(self.found, AttentuneError):
+            raise self.found
+        return self.found
 
 
 @dataclass(frozen=True)
@@ -36,8 +60,8 @@ class Wanted:
     abstain_at: float | None = None
     coverage: float | None = None
     attention: bool = False
-    route: Route | None = None
-    """Who answers; None: it is drawn for this one alone."""
+    draw: Draw | None = None
+    """Who answers it and others; None: it is drawn for this one alone."""
 
 
 class Service:
@@ -46,6 +70,18 @@ class Service:
     def __init__(self, registry: Registry, engine: Engine, limits: Limits, meters: Meters) -> None:
         self.registry, self.engine, self.limits, self.meters = registry, engine, limits, meters
         self.ready = False
+
+    # Both are made when a loop runs. Who waits for them has no thread, and may be given up. The threads that all the
+    # rest shares (keys, lists of tasks, meters, and asks of what is in memory) are free whatever hangs here.
+    @cached_property
+    def reading(self) -> CapacityLimiter:
+        """Rows are read from the disk, which may hang."""
+        return CapacityLimiter(READERS)
+
+    @cached_property
+    def queueing(self) -> CapacityLimiter:
+        """Texts become tokens: one request at a time, as there is one tokenizer."""
+        return CapacityLimiter(1)
 
     def visible(self, key: Key, name: str) -> Served:
         """The task, if the key sees it; else it does not exist."""
@@ -70,8 +106,11 @@ class Service:
                 413, f"{len(wanted)} answers asked for; one request may ask for {self.limits.max_client_batch_size}"
             )
         failed: dict[int, Exception] = {}
-        asks, places, shadows = await run_in_threadpool(self._route, wanted, key, failed)
-        futures = await run_in_threadpool(self._queue, asks, [ask for _, ask, _ in shadows])
+        cold = any(self.registry.is_cold(task) for task in {one.task for one in wanted})
+        threads = self.reading if cold else None
+        asks, places, shadows = await to_thread.run_sync(self._route, wanted, key, failed, limiter=threads)
+        also = [ask for _, ask, _ in shadows]
+        futures = await to_thread.run_sync(self._queue, asks, also, limiter=self.queueing)
         for (heard, _, kind), unheard in zip(shadows, futures[len(asks) :], strict=False):
             self._compare(wanted[places[heard]].task, kind, futures[heard], unheard)
         found: dict[int, asyncio.Future[Answer]] = {
@@ -103,7 +142,7 @@ class Service:
         for i, one in enumerate(wanted):
             try:
                 self.visible(key, one.task)
-                route = one.route or self.registry.route(one.task)
+                route = (one.draw or Draw()).route(self.registry, one.task)
             except AttentuneError as error:
                 failed[i] = error
                 continue
@@ -117,8 +156,8 @@ class Service:
         """{"index", "task", "answer"} or {"index", "task", "error"} in the order in which they are done."""
         clock = asyncio.get_running_loop().time
         end = clock() + self.limits.request_timeout_s
-        # A thread that queues cannot be stopped: what it still queues is withdrawn when it is there.
-        submitted = asyncio.ensure_future(self.submit(wanted, key))
+        given_up = CancelScope()
+        submitted = asyncio.ensure_future(self._unless(given_up, wanted, key))
         try:
             futures = await asyncio.wait_for(asyncio.shield(submitted), self.limits.request_timeout_s)
             pending = [_numbered(i, future) for i, future in enumerate(futures)]
@@ -127,11 +166,16 @@ class Service:
                 i, outcome = await done
                 yield {"index": i, "task": wanted[i].task, **outcome}
         except TimeoutError as error:
-            raise Refused(
-                503, f"not answered within {self.limits.request_timeout_s:g} s", {"Retry-After": "1"}
-            ) from error
+            raise Refused(503, f"not answered within {self.limits.request_timeout_s:g} s", AGAIN) from error
         finally:
+            given_up.cancel()
             submitted.add_done_callback(_withdraw)
+
+    async def _unless(self, given_up: CancelScope, wanted: Sequence[Wanted], key: Key) -> list[asyncio.Future[Answer]]:
+        """What `submit` gives. Given up it does not go on, but a thread at work cannot be stopped: that is awaited."""
+        with given_up:
+            return await self.submit(wanted, key)
+        return []
 
     async def all(self, wanted: Sequence[Wanted], key: Key) -> list[dict[str, Any]]:
         """The same, in the order of what is wanted, without the numbers."""
@@ -157,6 +201,24 @@ class Service:
 
         heard.add_done_callback(told)
         unheard.add_done_callback(told)
+
+
+async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
+    """The result; what nobody waits for any more is cancelled."""
+    task = asyncio.ensure_future(work)
+
+    async def watch() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.1)
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise Refused(400, "the client has gone") from None
+    finally:
+        watcher.cancel()
 
 
 def _agree(task: Task, heard: Answer, unheard: Answer) -> bool:

@@ -1,8 +1,7 @@
 """A context in windows of tokens: where a passage of its characters is, and what all its passages score."""
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,11 +11,12 @@ from numpy.typing import NDArray
 from attentune.tasks.task import Features, Logits
 
 Places = NDArray[np.int64]
+Characters = NDArray[np.int32]
 Scores = NDArray[np.float64]
 Offset = tuple[int, int] | None
 """The characters [start, end) of a token; None where it is not of the context."""
-SIGN = re.compile(r"\S")
-"""Where the text of a passage can begin: some tokenizers count the space before a word to its token."""
+PART = 32_768
+"""Tokens whose passages are merged at a time: a long context has tens of millions, and each is several numbers."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,23 @@ class Windows(Features):
         window[[offset is None for offset in self.offsets]] = -1
         return window, np.cumsum([0, *lengths[:-1]])
 
+    def characters(self) -> tuple[Characters, Characters]:
+        """The character at which a passage begins whose first place is this one, and that at which one ends, [L] each.
+
+        A passage begins with a sign: some tokenizers count the space before a word to its token.
+        """
+        length, count = len(self.offsets), len(self.context)
+        begins = np.fromiter((count if offset is None else offset[0] for offset in self.offsets), np.int32, length)
+        ends = np.fromiter((-1 if offset is None else offset[1] for offset in self.offsets), np.int32, length)
+        signs = np.flatnonzero(~np.fromiter(map(str.isspace, self.context), bool, count))
+        return np.append(signs, count)[np.searchsorted(signs, begins)].astype(np.int32), ends
+
 
 @dataclass(frozen=True)
 class Candidates:
     """What can be answered: K passages, each once, and that there is no answer."""
 
-    spans: Places
+    spans: Characters
     """[K,2]: the first character, and the one after the last."""
     scores: Scores
     """[K]: logits; a passage that stands in two windows has the sum of both."""
@@ -59,33 +70,51 @@ class Candidates:
 def candidates(z: Logits, features: Windows, longest: int, unanswerable: bool) -> Candidates:
     """Logits [L,2] of start and end -> all passages of at most `longest` tokens in one window, but for empty ones."""
     window, firsts = features.places()
-    scores, first, last = passages(z, window, longest)
-    found = [None if offset is None else SIGN.search(features.context, offset[0]) for offset in features.offsets]
-    starts = np.array([len(features.context) if sign is None else sign.start() for sign in found])
-    ends = np.array([-1 if offset is None else offset[1] for offset in features.offsets])
-    spans = np.stack([starts[first], ends[last]], -1)
-    has_signs = spans[:, 0] < spans[:, 1]
-    spans, scores = spans[has_signs], scores[has_signs]
-    order = np.lexsort(spans.T)
-    spans, scores = spans[order], scores[order]
-    begin = np.flatnonzero(np.append(True, (spans[1:] != spans[:-1]).any(-1))[: len(spans)])
-    merged = np.logaddexp.reduceat(scores, begin) if len(begin) else scores
+    starts, ends = features.characters()
+    parts = [
+        _merged(starts[first], ends[last], scores)
+        for scores, first, last in (passages(z, window, longest, at) for at in _parts(window, ends))
+    ]
     nones = z[firsts].astype(np.float64).sum(-1)
-    return Candidates(spans[begin], merged, float(np.logaddexp.reduce(nones)) if unanswerable else -math.inf)
+    return Candidates(
+        np.concatenate([spans for spans, _ in parts]),
+        np.concatenate([scores for _, scores in parts]),
+        float(np.logaddexp.reduce(nones)) if unanswerable else -math.inf,
+    )
 
 
-def passages(z: Logits, window: Places, longest: int) -> tuple[Scores, Places, Places]:
-    """All passages of at most `longest` tokens in one window: their scores, first places and last places, [K] each.
+def passages(z: Logits, window: Places, longest: int, at: Places) -> tuple[Scores, Places, Places]:
+    """The passages that end at the places `at`: their scores, first places and last places, [K] each.
 
-    z [L,2]: logits of start and end; window [L]: the window of each place, -1 where it is no part of the context. The
-    score is the sum of both logits.
+    They have at most `longest` tokens in one window. z [L,2]: logits of start and end; window [L]: the window of each
+    place, -1 where it is no part of the context. The score is the sum of both logits.
     """
-    starts, ends = z[:, 0].astype(np.float64), z[:, 1].astype(np.float64)
-    first = np.concatenate([np.arange(len(z) - more) for more in range(min(longest, len(z)))])
-    last = np.concatenate([np.arange(more, len(z)) for more in range(min(longest, len(z)))])
-    inside = (window[first] >= 0) & (window[first] == window[last])
+    more = min(longest, len(z))
+    last = np.tile(at, more)
+    first = last - np.repeat(np.arange(more), len(at))
+    inside = (first >= 0) & (window[first] == window[last]) & (window[last] >= 0)
     first, last = first[inside], last[inside]
-    return starts[first] + ends[last], first, last
+    return z[first, 0].astype(np.float64) + z[last, 1].astype(np.float64), first, last
+
+
+def _parts(window: Places, ends: Characters) -> Iterable[Places]:
+    """The places of the context in the order of their ends, about PART at a time; those of one end stay together."""
+    places = np.flatnonzero(window >= 0)
+    places = places[np.argsort(ends[places], kind="stable")]
+    cuts = np.unique(np.searchsorted(ends[places], ends[places][::PART]))
+    return np.split(places, cuts[1:])
+
+
+def _merged(starts: Characters, ends: Characters, scores: Scores) -> tuple[Characters, Scores]:
+    """Each passage with signs once, in the order of the ends, then of the starts: [K,2], [K]."""
+    has_signs = starts < ends
+    # As one number each: pairs take several times as long to sort and compare.
+    spans, scores = (ends.astype(np.int64) << 32 | starts)[has_signs], scores[has_signs]
+    order = np.argsort(spans, kind="stable")
+    spans, scores = spans[order], scores[order]
+    begin = np.flatnonzero(np.append(True, spans[1:] != spans[:-1])[: len(spans)])
+    merged = np.logaddexp.reduceat(scores, begin) if len(begin) else scores
+    return np.stack([spans[begin], spans[begin] >> 32], -1).astype(np.int32), merged
 
 
 def tokens_of(
