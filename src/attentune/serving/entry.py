@@ -16,6 +16,9 @@ from attentune.method import METHODS, MethodConfig
 from attentune.serving.head import Head
 from attentune.serving.shelf import Shelf, frozen_tensors
 
+POSITIONS = 4096
+"""A number of a config may be no size of a tensor, but one of positions, say: as large as this it may always be."""
+
 
 @dataclass(eq=False)
 class Entry:
@@ -63,7 +66,7 @@ def check_sizes(config: MethodConfig, tensors: Mapping[str, Tensor]) -> None:
     longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     for option in fields(config):
         value = getattr(config, option.name)
-        if isinstance(value, int) and value > max(longest, 1):
+        if isinstance(value, int) and value > max(longest, POSITIONS):
             raise StoreError(f"the adapter's config has {option.name}={value}, and its longest tensor has {longest}")
 
 
