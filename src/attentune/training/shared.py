@@ -98,10 +98,10 @@ def train_shared(
     model = LanguageModel(base) if writes else TaskModel(base, vocabulary)
     _adapt(model, tokenizer, learned, chosen, sources)
     parts = _parts(model, learned, chosen, origin, tokenizer)
-    for name, part in parts.items():
-        cut = cut_off(part.features, part.card.max_length)
-        if cut:
-            report(f"{name}: {cut}")
+    cut = {name: cut_off(part.features, part.card.max_length) for name, part in parts.items()}
+    for name, line in cut.items():
+        if line:
+            report(f"{name}: {line}")
     checkpoints = Checkpoints(
         Path(output).expanduser().absolute(),
         identity=[
@@ -128,7 +128,9 @@ def train_shared(
     if trainer.is_world_process_zero():
         run = {"steps": done.global_step, "seconds": round(time.perf_counter() - begin, 1), "together": list(parts)}
         log = (checkpoints.folder / store.LOG).read_text(encoding="utf-8")
-        results = {name: _write(trainer, name, one, notes.get(name), run, log, report) for name, one in chosen.items()}
+        for name, one in chosen.items():
+            told_before = (*one.rows.notes, *filter(None, (notes.get(name), cut[name])))
+            results[name] = _write(trainer, name, one, told_before, run, log, report)
         checkpoints.remove()
     trackers.detach(trainer)
     trainer.accelerator.wait_for_everyone()
@@ -232,7 +234,13 @@ def _parts(
 
 
 def _write(
-    trainer: MixedTrainer, name: str, one: Chosen, note: str | None, run: Mapping[str, Any], log: str, report: Report
+    trainer: MixedTrainer,
+    name: str,
+    one: Chosen,
+    notes: tuple[str, ...],
+    run: Mapping[str, Any],
+    log: str,
+    report: Report,
 ) -> Result:
     """Judge one task with what was learned, and write its folder."""
     part, rows, model = trainer.parts[name], one.rows, trainer.predictor.model
@@ -240,7 +248,7 @@ def _write(
     logits = {split: trainer.logits(name, split) for split in part.features if split != "train"}
     task, calibration, judged = certified(part.task, rows, part.features, logits, one.recipe.task)
     report(f"{name}: {told(calibration, judged)}")
-    card, limit = replace(part.card, task=task, calibration=calibration), part.card.max_length
+    card = replace(part.card, task=task, calibration=calibration)
     batch = trainer.args.eval_batch_size
     tokenizer = trainer.predictor.tokenizer
     metrics = {
@@ -254,4 +262,4 @@ def _write(
         **mean_attention(model, part.adapter, tokenizer, task, part.features["validation"], batch),
     }
     store.write(one.target, OneOf(model, part.adapter, card.backbone.id), card, one.recipe.to_toml(), metrics, log)
-    return Result(one.target, card, metrics, (*rows.notes, *filter(None, (note, cut_off(part.features, limit)))))
+    return Result(one.target, card, metrics, notes)
