@@ -93,9 +93,13 @@ class States:
     vocabulary: nn.Module | None = None
     """States [R,D] -> scores of the words of the vocabulary [R,V]."""
 
+    def of(self, rows: Tensor | None) -> Tensor:
+        """[R,T,D] the last states of some rows, None for all."""
+        return _pick(self.last, rows)
+
     def pooled(self, pooling: str, rows: Tensor | None) -> Tensor:
         """[R,D]"""
-        last, mask = _pick(self.last, rows), None if self.mask is None else _pick(self.mask, rows)
+        last, mask = self.of(rows), None if self.mask is None else _pick(self.mask, rows)
         if pooling == "mean":
             if mask is None:
                 return last.mean(1)
@@ -123,7 +127,7 @@ class States:
                 "an adapter with words for classes needs token ids and its backbone's masked-LM head; "
                 "attentune.load brings it, and attentune.vocabulary gives it to a TaskModel"
             )
-        last, tokens = _pick(self.last, rows), _pick(self.tokens, rows)
+        last, tokens = self.of(rows), _pick(self.tokens, rows)
         at = (tokens == mask).int().argmax(1)
         found = last[torch.arange(len(last), device=last.device), at]
         return self.vocabulary(found).index_select(-1, torch.tensor(words, device=last.device))
@@ -154,7 +158,7 @@ class HeadLayer(AdapterLayer):
         head, p = HeadConfig(**(self.configs[name].head or {})), self.tensors(name)
         if head.kind == "masked" and head.mask is not None:
             return states.scored(head.words, head.mask, rows).float()
-        x = _pick(states.last, rows) if head.kind == "token" else states.pooled(head.pooling, rows)
+        x = states.of(rows) if head.kind == "token" else states.pooled(head.pooling, rows)
         x = nn.functional.dropout(x.to(p["out_weight"].dtype), head.dropout, self.training)
         return nn.functional.linear(x, p["out_weight"], p["out_bias"])
 
@@ -194,24 +198,30 @@ class Heads(nn.Module):
         return assemble(answers, states)
 
 
-def assemble(answers: Sequence[tuple[Tensor, Tensor]], states: States) -> TaskOutput:
-    """(rows [R], their logits [R,C] or [R,T,C]) of the heads of a mixed batch -> its output."""
+def assemble(answers: Sequence[tuple[Tensor | None, Tensor]], states: States) -> TaskOutput:
+    """(rows [R], their logits [R,C] or [R,T,C]) of the heads of a mixed batch -> its output; None for all rows, of the
+    only head.
+    """
     batch, device = len(states.last), states.last.device
+    for rows, answer in answers:
+        if rows is None:
+            return TaskOutput(logits=answer, num_labels=torch.full((batch,), answer.shape[-1], device=device))
+    parts = [(rows, answer) for rows, answer in answers if rows is not None]
     counts = torch.zeros(batch, dtype=torch.long, device=device)
-    if not answers:
+    if not parts:
         return TaskOutput(num_labels=counts, last_hidden_state=states.last)
-    dtype = answers[0][1].dtype
-    fill, widest = torch.finfo(dtype).min, max(answer.shape[-1] for _, answer in answers)
-    token = any(answer.dim() == 3 for _, answer in answers)
+    dtype = parts[0][1].dtype
+    fill, widest = torch.finfo(dtype).min, max(answer.shape[-1] for _, answer in parts)
+    token = any(answer.dim() == 3 for _, answer in parts)
     shape = (batch, states.last.shape[1], widest) if token else (batch, widest)
     logits = torch.full(shape, fill, dtype=dtype, device=device)
-    for rows, answer in answers:
+    for rows, answer in parts:
         counts = counts.index_fill(0, rows, answer.shape[-1])
         answer = nn.functional.pad(answer.to(dtype), (0, widest - answer.shape[-1]), value=fill)
         if token and answer.dim() == 2:
             answer = nn.functional.pad(answer[:, None], (0, 0, 0, shape[1] - 1), value=fill)
         logits = logits.index_copy(0, rows, answer)
-    headless = sum(len(rows) for rows, _ in answers) < batch
+    headless = sum(len(rows) for rows, _ in parts) < batch
     return TaskOutput(logits=logits, num_labels=counts, last_hidden_state=states.last if headless else None)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attentune.method import Frame, Site
-from attentune.methods.kernel_mix import KernelMixConfig, edit_output, edit_query, edit_value
+from attentune.methods.kernel_mix import KernelMixConfig, edit_output, edit_query, edit_value, prepare
 from golden_cases.case import Case
 from golden_cases.inject import Tensors, inject, pull_back, train_recorded, watch
 from golden_cases.ledger import Ledger
@@ -83,6 +83,7 @@ def _module(case: Case) -> Ledger:
     }
     x = given["hidden_states"]
     frame = Frame(tokens=None, mask=None, length=x.shape[1], seen={Site.KEY: _merge_heads(given["key"])})
+    p = {part: prepare(cfg, PARTS[part], tensors) for part, tensors in p.items()}
     found = {
         "query": _split_heads(edit_query(cfg, p["query"], x, _merge_heads(given["query"]), frame), heads),
         "value": _split_heads(edit_value(cfg, p["value"], x, _merge_heads(given["value"]), frame), heads),

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attentune.method import Frame, Site
-from attentune.methods.tiny_attention import TinyAttentionConfig, add_delta, average_experts
+from attentune.methods.tiny_attention import TinyAttentionConfig, add_delta, average_experts, prepare
 from golden_cases.case import Case
 from golden_cases.inject import Tensors, Watch, inject, pull_back, watch
 from golden_cases.ledger import Ledger
@@ -69,7 +69,8 @@ def _module(case: Case) -> Ledger:
         leaves, h = case.leaves("adapter"), given["hidden_states"].clone().requires_grad_()
         p = {key: value[None] for key, value in _ours(leaves, [""]).items()}
         mask = given["attention_mask"].bool() if kind == "mask" else None
-        result = add_delta(cfg, p, h, torch.zeros_like(h), Frame(tokens=None, mask=mask, length=h.shape[1]))
+        frame = Frame(tokens=None, mask=mask, length=h.shape[1])
+        result = add_delta(cfg, prepare(cfg, Site.ATTENTION_OUTPUT, p), h, torch.zeros_like(h), frame)
         loss = (result * given["cotangent"]).sum()
         ledger.outputs({f"{kind}.output": result, f"{kind}.loss": loss})
         loss.backward()

@@ -11,8 +11,8 @@ from attentune.errors import ConfigError
 from attentune.method import Dims, Frame, Site
 from attentune.methods.kernel_mix import (
     METHOD,
-    Change,
     KernelMixConfig,
+    Map,
     add,
     edit_output,
     edit_query,
@@ -22,6 +22,7 @@ from attentune.methods.kernel_mix import (
     merge,
     narrow,
     per_head,
+    prepare,
 )
 
 from .drawing import ROWS, Drawer, close, differentiable, few, rows, seeds, small
@@ -31,9 +32,15 @@ heads = st.integers(1, 3)
 EDITS = {Site.QUERY: edit_query, Site.VALUE: edit_value, Site.OUTPUT: edit_output}
 
 
-def added(change: Change) -> torch.Tensor:
-    """What one change adds to nothing."""
-    return add(change.x.new_zeros(*change.x.shape[:2], change.b.shape[2]), [change], None)
+def added(x: torch.Tensor, maps: Map) -> torch.Tensor:
+    """What one map of x adds to nothing."""
+    a, b = maps
+    return add(x.new_zeros(*x.shape[:2], b.shape[2]), [narrow(x, a)], b)
+
+
+def edit(cfg: KernelMixConfig, site: Site, p: Any, x: torch.Tensor, y: torch.Tensor, frame: Frame) -> torch.Tensor:
+    """The edit of a site, with its tensors as they are trained."""
+    return EDITS[site](cfg, prepare(cfg, site, p), x, y, frame)
 
 
 def slices(x, count):
@@ -66,7 +73,7 @@ def everywhere(function, x, *params):
 def test_per_head(seed, batch, length, H, d, r, width, how):
     draw = Drawer(seed, batch, how)
     x, a, b = draw.tensor(batch, length, width), draw.params(H, r, width), draw.params(H, d, r)
-    close(added(per_head(x, a, b)), everywhere(slow_per_head, x, a, b))
+    close(added(x, per_head(a, b)), everywhere(slow_per_head, x, a, b))
 
 
 @few
@@ -74,7 +81,7 @@ def test_per_head(seed, batch, length, H, d, r, width, how):
 def test_from_heads(seed, batch, length, H, d, r, how):
     draw = Drawer(seed, batch, how)
     x, a, b = draw.tensor(batch, length, H * d), draw.params(H, r, d), draw.params(H, d, r)
-    close(added(from_heads(x, a, b)), everywhere(slow_from_heads, x, a, b))
+    close(added(x, from_heads(a, b)), everywhere(slow_from_heads, x, a, b))
 
 
 @few
@@ -82,7 +89,7 @@ def test_from_heads(seed, batch, length, H, d, r, how):
 def test_into_sum(seed, batch, length, H, d, r, width, how):
     draw = Drawer(seed, batch, how)
     x, a, b = draw.tensor(batch, length, H * d), draw.params(H, r, d), draw.params(H, width, r)
-    close(added(into_sum(x, a, b)), everywhere(slow_into_sum, x, a, b))
+    close(added(x, into_sum(a, b)), everywhere(slow_into_sum, x, a, b))
 
 
 @few
@@ -152,7 +159,7 @@ def test_edits(seed, cfg, site, H, d, how):
         mine = {name: own(value.tolist(), b) for name, value in p.items()}
         added = [slow_added(cfg, site, mine, x[b, t].tolist(), key[b, t].tolist()) for t in range(length)]
         slow.append([plus(y[b, t].tolist(), more) if more else y[b, t].tolist() for t, more in enumerate(added)])
-    close(EDITS[site](cfg, p, x, y, Frame(None, None, length, seen={Site.KEY: key})), slow)
+    close(edit(cfg, site, p, x, y, Frame(None, None, length, seen={Site.KEY: key})), slow)
 
 
 @pytest.mark.parametrize("key_has_bias", [True, False])
@@ -179,7 +186,7 @@ def test_dropout_acts_in_training_only(site):
     p, into, out = draw_site(draw, site, cfg, 2, 3, 6)
     x, y = draw.tensor(2, 4, into), draw.tensor(2, 4, out)
     seen = {Site.KEY: draw.tensor(2, 4, 6)}
-    answers = [EDITS[site](cfg, p, x, y, Frame(None, None, 4, training=t, seen=seen)) for t in (False, False, True)]
+    answers = [edit(cfg, site, p, x, y, Frame(None, None, 4, training=t, seen=seen)) for t in (False, False, True)]
     assert torch.equal(answers[0], answers[1])
     assert not torch.equal(answers[0], answers[2])
 
@@ -190,10 +197,10 @@ def test_sites_that_read_the_same_share_a_mask_of_dropout():
     p, _, out = draw_site(draw, Site.QUERY, cfg, 2, 3, 6)
     x, y = draw.tensor(2, 4, 6), draw.tensor(2, 4, out)
     frame = Frame(None, None, 4, training=True)
-    query = edit_query(cfg, p, x, y, frame)
-    assert torch.equal(query, edit_value(cfg, p, x, y, frame))
-    edit_query(cfg, p, x, y, frame)
-    assert not torch.equal(query, edit_value(cfg, p, x.clone(), y, frame))
+    query = edit(cfg, Site.QUERY, p, x, y, frame)
+    assert torch.equal(query, edit(cfg, Site.VALUE, p, x, y, frame))
+    edit(cfg, Site.QUERY, p, x, y, frame)
+    assert not torch.equal(query, edit(cfg, Site.VALUE, p, x.clone(), y, frame))
 
 
 @pytest.mark.parametrize("biases", [True, False])
@@ -217,14 +224,20 @@ def test_parts_that_have_nothing_to_train_are_refused(parts, ranks, biases):
 def test_gradients(how):
     draw = Drawer(1, 2, how)
     assert differentiable(
-        lambda *given: added(per_head(*given)), draw.tensor(2, 2, 3), draw.params(2, 1, 3), draw.params(2, 2, 1)
+        lambda *given: added(given[0], per_head(*given[1:])),
+        draw.tensor(2, 2, 3),
+        draw.params(2, 1, 3),
+        draw.params(2, 2, 1),
     )
     assert differentiable(
-        lambda *given: added(from_heads(*given)),
+        lambda *given: added(given[0], from_heads(*given[1:])),
         draw.tensor(2, 2, 4),
         draw.params(2, 1, 2),
         draw.params(2, 2, 1),
     )
     assert differentiable(
-        lambda *given: added(into_sum(*given)), draw.tensor(2, 2, 4), draw.params(2, 1, 2), draw.params(2, 3, 1)
+        lambda *given: added(given[0], into_sum(*given[1:])),
+        draw.tensor(2, 2, 4),
+        draw.params(2, 1, 2),
+        draw.params(2, 3, 1),
     )

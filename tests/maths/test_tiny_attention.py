@@ -16,6 +16,7 @@ from attentune.methods.tiny_attention import (
     edit_attention,
     edit_input,
     edit_output,
+    prepare,
     project,
     sites,
     taps,
@@ -42,6 +43,11 @@ SHAPES = {  # of one expert
 def draw_params(draw, d, a, experts=None):
     axis = () if experts is None else (experts,)
     return {key: draw.params(*axis, *shape(d, a)) for key, shape in SHAPES.items()}
+
+
+def prepared(p, experts=1):
+    """What the edits are given; any number of axes before those of a tensor."""
+    return prepare(TinyAttentionConfig(experts=experts), Site.ATTENTION_OUTPUT, p)
 
 
 def row_of(p, b, expert=None):
@@ -102,7 +108,8 @@ def may_see(mask, causal):
 def test_project(seed, batch, length, d, a, how):
     draw = Drawer(seed, batch, how)
     h, p = draw.tensor(batch, length, d), draw_params(draw, d, a)
-    found = project(h, p["norm_weight"], p["norm_bias"], p)
+    one = prepared(p)
+    found = project(h, one["inner"], one["inner_bias"])
     slow = [slow_project(h[b].tolist(), row_of(p, b)) for b in range(batch)]
     for s in range(3):
         close(found[s], [row[s] for row in slow])
@@ -130,8 +137,9 @@ def test_widen(seed, batch, length, d, a, how):
         [plus(t, u) for t, u in zip(y[b].tolist(), slow_widen(o[b].tolist(), row_of(p, b)), strict=True)]
         for b in range(batch)
     ]
-    close(widen(o, p, y), slow)
-    close(widen(o, p, y.clone(), overwrite=True), slow)
+    outer = prepared(p)["outer"]
+    close(widen(o, outer, y), slow)
+    close(widen(o, outer, y.clone(), overwrite=True), slow)
 
 
 @few
@@ -142,7 +150,7 @@ def test_delta_sees_what_the_mask_allows(seed, batch, length, heads, w, how, cau
     mask = draw_mask(draw, batch, length) if masked else None
     allowed = may_see([[True] * length] * batch if mask is None else mask.tolist(), causal)
     frame = Frame(None, mask, length, causal=causal)
-    found = add_delta(TinyAttentionConfig(width=heads * w, heads=heads), p, h, torch.zeros_like(h), frame)
+    found = add_delta(TinyAttentionConfig(width=heads * w, heads=heads), prepared(p), h, torch.zeros_like(h), frame)
     close(found, [slow_delta(h[b].tolist(), row_of(p, b, 0), allowed[b], heads) for b in range(batch)])
 
 
@@ -163,6 +171,7 @@ def test_structures(seed, structure, experts, how):
     cfg = TinyAttentionConfig(structure=structure, experts=experts)
     h, u, y = (draw.tensor(batch, length, d) for _ in range(3))
     p, mask = draw_params(draw, d, 1, experts), draw_mask(draw, batch, length)
+    made = prepared(p, experts)
     edits = {Site.BLOCK_INPUT: edit_input, Site.ATTENTION_OUTPUT: edit_attention, Site.BLOCK_OUTPUT: edit_output}
     for site in sites(cfg):
         frame = Frame(None, mask, length)
@@ -179,9 +188,9 @@ def test_structures(seed, structure, experts, how):
             )
             for b in range(batch)
         ]
-        close(edits[site](cfg, p, y, y, frame), slow)
+        close(edits[site](cfg, made, y, y, frame), slow)
         frame.fresh = True
-        close(edits[site](cfg, p, y, y.clone(), frame), slow)
+        close(edits[site](cfg, made, y, y.clone(), frame), slow)
 
 
 @pytest.mark.parametrize("how", ROWS)
@@ -189,11 +198,11 @@ def test_position_by_position_with_a_cache_equals_all_at_once(how):
     draw = Drawer(3, 2, how)
     cfg, p = TinyAttentionConfig(width=2, heads=2, experts=2), draw_params(draw, 4, 2, experts=2)
     h, cache = draw.tensor(2, 5, 4), DynamicCache()
-    whole = edit_attention(cfg, p, h, h, Frame(None, None, 5, causal=True))
+    whole = edit_attention(cfg, prepared(p, 2), h, h, Frame(None, None, 5, causal=True))
     steps = []
     for t in range(5):
         frame = Frame(None, None, 1, past=t, causal=True, cache=cache, batch=2, here="site")
-        steps.append(edit_attention(cfg, p, h[:, t : t + 1], h[:, t : t + 1], frame))
+        steps.append(edit_attention(cfg, prepared(p, 2), h[:, t : t + 1], h[:, t : t + 1], frame))
     close(torch.cat(steps, 1), whole)
 
 
@@ -222,11 +231,14 @@ def test_gradients(how):
     names, values = list(p), list(p.values())
 
     def projected(h, *tensors):
-        named = dict(zip(names, tensors, strict=True))
-        return torch.cat(project(h, named["norm_weight"], named["norm_bias"], named), -1)
+        one = prepared(dict(zip(names, tensors, strict=True)))
+        return torch.cat(project(h, one["inner"], one["inner_bias"]), -1)
 
     assert differentiable(projected, draw.tensor(2, 3, 3), *values)
     y = draw.tensor(2, 3, 3)
     assert differentiable(
-        lambda o, y, *t: widen(o, dict(zip(names, t, strict=True)), y, 2), draw.tensor(2, 3, 2), y, *values
+        lambda o, y, *t: widen(o, prepared(dict(zip(names, t, strict=True)), 2)["outer"], y),
+        draw.tensor(2, 3, 2),
+        y,
+        *values,
     )

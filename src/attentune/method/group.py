@@ -31,6 +31,8 @@ class Group:
     """The first of the rows, where they follow one another: then nothing is copied to read them."""
     tensors: Mapping[Any, Params] | None = None
     """Layer -> the rows' parameters, [R, ...] or [1, ...], where a bank holds them instead of the layers."""
+    prepared: bool = False
+    """They are what `Method.prepare` makes of them."""
 
     def take(self, x: Tensor) -> Tensor:
         """What the whole batch has, [B,...], for these rows: [R,...]; a view of it where they follow one another."""
@@ -64,7 +66,7 @@ class Group:
                     layer: {key: value if len(value) == 1 else value[mine[:1]] for key, value in p.items()}
                     for layer, p in tensors.items()
                 }
-            yield name, Group(self.method, self.cfg, (name,), tensors=tensors), mine
+            yield name, Group(self.method, self.cfg, (name,), tensors=tensors, prepared=self.prepared), mine
 
 
 def start_of(rows: Sequence[int]) -> int | None:

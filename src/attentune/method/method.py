@@ -26,6 +26,9 @@ class Method:
     """Site -> edit."""
     init: Callable[[Any, Site, Dims], dict[str, Tensor]]
     """(cfg, site, dims) -> start of the site's tensors, without the row axis."""
+    prepare: Callable[[Any, Site, Params], Params] = lambda cfg, site, p: p
+    """(cfg, site, p) -> what the edit is given instead of p: all that depends on the tensors alone. More axes may stand
+    before a tensor's own than R, for a bank makes it for all blocks at once."""
     prompt_length: Callable[[Any], int] = lambda cfg: 0
     """m: rows that PROMPT puts in front."""
     prompt_is_fixed: bool = False

@@ -79,74 +79,70 @@ class KernelMixConfig(MethodConfig):
             )
 
 
-@dataclass(frozen=True)
-class Change:
-    """B A x: x [B,T,i], a [R,r,i], b [R,r,o], the transpose of B."""
-
-    x: Tensor
-    a: Tensor
-    b: Tensor
+Map = tuple[Tensor, Tensor]
+"""B A as (A [...,r,i], the transpose of B [...,r,o]), for inputs of width i and outputs of width o."""
 
 
-def per_head(x: Tensor, a: Tensor, b: Tensor) -> Change:
-    """B_h A_h x for every head.  x [B,T,D], a [R,H,r,D], b [R,H,d,r] -> o = H*d"""
-    return Change(x, a.flatten(1, 2), spread(b.transpose(2, 3)))
+def per_head(a: Tensor, b: Tensor) -> Map:
+    """B_h A_h x for every head, of x [B,T,D].  a [...,H,r,D], b [...,H,d,r] -> i = D, o = H*d"""
+    return a.flatten(-3, -2), spread(b.transpose(-1, -2))
 
 
-def from_heads(x: Tensor, a: Tensor, b: Tensor) -> Change:
-    """B_h A_h x_h, each head reading its own slice.  x [B,T,H*d], a [R,H,r,d], b [R,H,d,r] -> o = H*d"""
-    return Change(x, spread(a), spread(b.transpose(2, 3)))
+def from_heads(a: Tensor, b: Tensor) -> Map:
+    """B_h A_h x_h, each head reading its own slice of x [B,T,H*d].  a [...,H,r,d], b [...,H,d,r] -> i = o = H*d"""
+    return spread(a), spread(b.transpose(-1, -2))
 
 
-def into_sum(x: Tensor, a: Tensor, b: Tensor) -> Change:
-    """sum_h B_h A_h x_h.  x [B,T,H*d], a [R,H,r,d], b [R,H,D,r] -> o = D"""
-    return Change(x, spread(a), b.transpose(2, 3).flatten(1, 2))
+def into_sum(a: Tensor, b: Tensor) -> Map:
+    """sum_h B_h A_h x_h, of x [B,T,H*d].  a [...,H,r,d], b [...,H,D,r] -> i = H*d, o = D"""
+    return spread(a), b.transpose(-1, -2).flatten(-3, -2)
 
 
 def spread(w: Tensor) -> Tensor:
-    """Heads' matrices on the diagonal, zeros beside them.  w [R,H,o,i] -> [R,H*o,H*i]
+    """Heads' matrices on the diagonal, zeros beside them.  w [...,H,o,i] -> [...,H*o,H*i]
 
     A few heads' small ranks are cheaper as one matrix product than as one a head with transposes around it.
     """
-    return torch.diag_embed(w.permute(0, 2, 3, 1), dim1=1, dim2=3).flatten(3, 4).flatten(1, 2)
+    return torch.diag_embed(w.movedim(-3, -1), dim1=-4, dim2=-2).flatten(-2).flatten(-3, -2)
 
 
-def add(y: Tensor, changes: Sequence[Change], bias: Tensor | None, overwrite: bool = False) -> Tensor:
-    """Y [B,T,o], the changes, and bias [R,o] -> [B,T,o]: one matrix product for each x that is read, and one more.
-
-    With `overwrite` y itself is lost.
+def prepare(cfg: KernelMixConfig, site: Site, p: Params) -> dict[str, Tensor]:
+    """All maps of a site side by side: {"keys": A [...,r,H*d] of what reads the keys, "inner": A [...,r,in] of what
+    reads the site's input, "outer": their B [...,k,out], and with biases a row for them}
     """
-    same: list[list[Change]] = []
-    for change in changes:
-        mine = next((some for some in same if some[0].x is change.x), None)
-        if mine is None:
-            same.append([change])
-        else:
-            mine.append(change)
-    inner = [narrow(some[0].x, _joined([change.a for change in some])) for some in same]
-    outer = [change.b for some in same for change in some]
-    if bias is not None:
-        rows = len(bias)
-        inner.append(y.new_ones(rows, 1, y.shape[0] * y.shape[1] // rows))
-        outer.append(bias[:, None])
-    if not inner:
-        return y
-    return add_product(y, _joined(inner).transpose(1, 2), _joined(outer), overwrite)
+    reads_keys = site == Site.VALUE and cfg.v_base == "K"
+    keys: list[Map] = []
+    inner: list[Map] = []
+    if "head_a" in p:
+        shape = into_sum if site == Site.OUTPUT else from_heads if reads_keys else per_head
+        (keys if reads_keys else inner).append(shape(p["head_a"], p["head_b"]))
+    if "shared_a" in p:
+        scale, b = _scale(cfg, p), p["shared_b"].transpose(-1, -2)
+        inner.append((p["shared_a"], b if scale == 1 else scale * b))
+    found = {name: _joined([a for a, _ in maps]) for name, maps in (("keys", keys), ("inner", inner)) if maps}
+    outer = [b for _, b in keys + inner]
+    if "head_bias" in p:
+        outer.append((p["head_bias"] if site == Site.OUTPUT else p["head_bias"].flatten(-2))[..., None, :])
+    return {**found, "outer": _joined(outer)} if outer else found
+
+
+def add(y: Tensor, inner: Sequence[Tensor], outer: Tensor, overwrite: bool = False) -> Tensor:
+    """Y [B,T,o] + what was read, [R,r,n] each with R n = B T, times outer [R,k,o] -> [B,T,o]: one matrix product.
+
+    A row of `outer` beyond those of what was read is a bias. With `overwrite` y itself is lost.
+    """
+    read = list(inner)
+    if sum(part.shape[1] for part in read) < outer.shape[1]:
+        read.append(y.new_ones(len(outer), 1, y.shape[0] * y.shape[1] // len(outer)))
+    return add_product(y, _joined(read).transpose(1, 2), outer, overwrite)
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), 1)
-
-
-def _shared(cfg: KernelMixConfig, p: Params, x: Tensor) -> list[Change]:
-    if "shared_a" not in p:
-        return []
-    scale, b = _scale(cfg, p), p["shared_b"].transpose(1, 2)
-    return [Change(x, p["shared_a"], b if scale == 1 else scale * b)]
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), -2)
 
 
 def _scale(cfg: KernelMixConfig, p: Params) -> float:
-    return 1.0 if cfg.alpha is None else cfg.alpha / p["shared_a"].shape[1]
+    return 1.0 if cfg.alpha is None else cfg.alpha / p["shared_a"].shape[-2]
 
 
 def _dropped(cfg: KernelMixConfig, frame: Frame, x: Tensor) -> Tensor:
@@ -166,39 +162,31 @@ def _taken_over(cfg: KernelMixConfig, frame: Frame, x: Tensor) -> Tensor:
     return dropped if given is x else _dropped(cfg, frame, x)
 
 
-def _bias(p: Params) -> Tensor | None:
-    """[R,H*d] (or [R,D] for o)"""
-    return p["head_bias"].flatten(1) if "head_bias" in p else None
+def _add(p: Params, x: Tensor, y: Tensor, frame: Frame, keys: Tensor | None = None) -> Tensor:
+    read = [narrow(z, p[name]) for name, z in (("keys", keys), ("inner", x)) if z is not None and name in p]
+    return add(y, read, p["outer"], frame.fresh) if "outer" in p else y
 
 
 def edit_query(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,D], y [B,T,H*d]"""
-    x = _handed_on(cfg, frame, x)
-    head = [per_head(x, p["head_a"], p["head_b"])] if "head_a" in p else []
-    return add(y, head + _shared(cfg, p, x), _bias(p), frame.fresh)
+    return _add(p, _handed_on(cfg, frame, x), y, frame)
 
 
 def edit_key(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,D], y [B,T,H*d]"""
-    return add(y, _shared(cfg, p, _dropped(cfg, frame, x)), None, frame.fresh)
+    return _add(p, _dropped(cfg, frame, x), y, frame)
 
 
 def edit_value(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,D], y [B,T,H*d]"""
     x = _taken_over(cfg, frame, x)
-    head: list[Change] = []
-    if "head_a" in p and cfg.v_base == "K":
-        head = [from_heads(_dropped(cfg, frame, frame.seen[Site.KEY].to(y.dtype)), p["head_a"], p["head_b"])]
-    elif "head_a" in p:
-        head = [per_head(x, p["head_a"], p["head_b"])]
-    return add(y, head + _shared(cfg, p, x), _bias(p), frame.fresh)
+    keys = _dropped(cfg, frame, frame.seen[Site.KEY].to(y.dtype)) if "keys" in p else None
+    return _add(p, x, y, frame, keys)
 
 
 def edit_output(cfg: KernelMixConfig, p: Params, x: Tensor, y: Tensor, frame: Frame) -> Tensor:
     """X [B,T,H*d], y [B,T,D]"""
-    x = _dropped(cfg, frame, x)
-    head = [into_sum(x, p["head_a"], p["head_b"])] if "head_a" in p else []
-    return add(y, head + _shared(cfg, p, x), _bias(p), frame.fresh)
+    return _add(p, _dropped(cfg, frame, x), y, frame)
 
 
 def merge(
@@ -269,6 +257,7 @@ METHOD = Method(
     KernelMixConfig,
     {Site.QUERY: edit_query, Site.KEY: edit_key, Site.VALUE: edit_value, Site.OUTPUT: edit_output},
     init,
+    prepare=prepare,
     sites=sites,
     taps=taps,
     merge=merge,

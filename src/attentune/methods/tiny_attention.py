@@ -68,21 +68,26 @@ class TinyAttentionConfig(MethodConfig):
             raise ConfigError(f"experts is at least 1, not {self.experts}")
 
 
-def project(h: Tensor, norm_weight: Tensor, norm_bias: Tensor, p: Params) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of one expert.
+def prepare(cfg: TinyAttentionConfig, site: Site, p: Params) -> dict[str, Tensor]:
+    """Linear maps in a row as one, of all E experts: {"inner": [...,E,3a,D] and "inner_bias": [...,E,3a], what makes q,
+    k and v of the normed states, "outer": [...,E,a+1,D], what brings their attention up, divided by E, its bias last}
 
-    h [B,T,D], norm_weight, norm_bias [R,D], down_weight [R,3a,D], down_bias [R,3a], in_weight [R,3,a,a],
-    in_bias [R,3,a] -> three of [B,T,a]
+    p: down_weight [...,E,3a,D], down_bias [...,E,3a], in_weight [...,E,3,a,a], in_bias [...,E,3,a], norm_weight,
+    norm_bias [...,E,D], out_weight [...,E,a,a], out_bias [...,E,a], up_weight [...,E,D,a], up_bias [...,E,D]
     """
-    w, a = p["down_weight"], p["in_weight"].shape[-1]
-    # Two linear maps in a row are one: [3a,D] instead of [3a,D] then 3 x [a,a] per position. The norm's scale and shift
-    # are folded in as well.
-    inner = torch.einsum("rsij,rsjd->rsid", p["in_weight"], w.unflatten(1, (3, a))).flatten(1, 2)
-    bias = (torch.einsum("rsij,rsj->rsi", p["in_weight"], p["down_bias"].unflatten(1, (3, a))) + p["in_bias"]).flatten(
-        1
-    )
-    bias = bias + torch.einsum("rsd,rd->rs", inner, norm_bias)
-    inner = inner * norm_weight[:, None]
+    a = p["in_weight"].shape[-1]
+    # [3a,D] instead of [3a,D] then 3 x [a,a] per position. The norm's scale and shift are folded in as well.
+    inner = (p["in_weight"] @ p["down_weight"].unflatten(-2, (3, a))).flatten(-3, -2)
+    bias = ((p["in_weight"] @ p["down_bias"].unflatten(-1, (3, a))[..., None])[..., 0] + p["in_bias"]).flatten(-2)
+    bias = bias + (inner @ p["norm_bias"][..., None])[..., 0]
+    last = torch.cat([p["out_weight"].transpose(-1, -2), p["out_bias"][..., None, :]], -2)
+    outer = last @ p["up_weight"].transpose(-1, -2) + F.pad(p["up_bias"][..., None, :], (0, 0, a, 0))
+    outer = outer / cfg.experts if cfg.experts > 1 else outer
+    return {"inner": inner * p["norm_weight"][..., None, :], "inner_bias": bias, "outer": outer}
+
+
+def project(h: Tensor, inner: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of one expert.  h [B,T,D], inner [R,3a,D], bias [R,3a] -> three of [B,T,a]"""
     qkv = narrow(F.layer_norm(h, h.shape[-1:]), inner) + bias[..., None]
     # Contiguous: PyTorch's fast attention wants the numbers of one position side by side.
     q, k, v = qkv.transpose(1, 2).reshape(*h.shape[:2], -1).contiguous().chunk(3, -1)
@@ -106,31 +111,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor, frame: Frame, dropout: float) -> Ten
     return F.scaled_dot_product_attention(q, k, v, attn_mask=frame.allowed(q, k))
 
 
-def widen(o: Tensor, p: Params, y: Tensor, experts: int = 1, overwrite: bool = False) -> Tensor:
-    """Y [B,T,D] and what comes out of one of E experts, divided by E -> [B,T,D]; with `overwrite` y itself is lost
-
-    o [B,T,a], out_weight [R,a,a], out_bias [R,a], up_weight [R,D,a], up_bias [R,D]
+def widen(o: Tensor, outer: Tensor, y: Tensor, overwrite: bool = False) -> Tensor:
+    """Y [B,T,D] and what comes out of one expert, o [B,T,a], through outer [R,a+1,D] -> [B,T,D]: o and a one beside it,
+    in one product; with `overwrite` y itself is lost
     """
-    inner = torch.cat([p["out_weight"].transpose(1, 2), p["out_bias"][:, None]], 1)
-    # [R,a+1,D]: two linear maps in a row and their biases are one, of o and a one beside it.
-    w = inner @ p["up_weight"].transpose(1, 2) + F.pad(p["up_bias"][:, None], (0, 0, inner.shape[-1], 0))
-    w = w / experts if experts > 1 else w
-    return add_product(y, F.pad(o, (0, 1), value=1.0).reshape(len(w), -1, w.shape[1]), w, overwrite)
+    return add_product(y, F.pad(o, (0, 1), value=1.0).reshape(len(outer), -1, outer.shape[1]), outer, overwrite)
 
 
 def add_delta(
     cfg: TinyAttentionConfig, p: Params, h: Tensor, y: Tensor, frame: Frame, expert: int = 0, overwrite: bool = False
 ) -> Tensor:
-    """Y and what one expert makes of h.  h, y [B,T,D] -> [B,T,D]; with `overwrite` y itself is lost"""
-    one = {key: value[:, expert] for key, value in p.items()}
-    q, k, v = project(h, one["norm_weight"], one["norm_bias"], one)
+    """Y and what one expert makes of h, with what `prepare` made.  h, y [B,T,D] -> [B,T,D]; with `overwrite` y itself
+    is lost
+    """
+    inner, bias, outer = (p[key][:, expert] for key in ("inner", "inner_bias", "outer"))
+    q, k, v = project(h, inner, bias)
     split = [t.unflatten(-1, (cfg.heads, -1)).transpose(1, 2) for t in (q, k, v)]
     here, frame.here = frame.here, f"{frame.here} {expert}"
     keys, values = frame.recall(split[1], split[2])
     frame.here = here
     dropout = cfg.dropout if frame.training else 0.0
     o = attend(split[0], keys, values, frame, dropout).transpose(1, 2).flatten(2)
-    return widen(o, one, y, cfg.experts, overwrite)
+    return widen(o, outer, y, overwrite)
 
 
 def average_experts(p: Params) -> dict[str, Tensor]:
@@ -228,6 +230,7 @@ METHOD = Method(
     TinyAttentionConfig,
     {Site.BLOCK_INPUT: edit_input, Site.ATTENTION_OUTPUT: edit_attention, Site.BLOCK_OUTPUT: edit_output},
     init,
+    prepare=prepare,
     sites=sites,
     taps=taps,
     remembers=True,

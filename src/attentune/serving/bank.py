@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 import torch
 from torch import Tensor
@@ -82,6 +82,7 @@ class Bank:
         # A shelf lives as long as an entry that stands on it, which a batch in flight holds, too.
         self._shelves: WeakValueDictionary[tuple[str, str, str], Shelf] = WeakValueDictionary()
         self._numbers = itertools.count()
+        self._gone: list[str] = []
         self._interned: WeakValueDictionary[int, Any] = WeakValueDictionary()
         # One forward at a time: a batch in flight lives on the model. Installing a shelf's hooks waits for it, too.
         self._running = threading.RLock()
@@ -222,14 +223,14 @@ class Bank:
         self, held: Sequence[Held | None], given: dict[str, Tensor], prompt_attention: bool
     ) -> tuple[States, list[Tensor | None] | None]:
         """The rows through the backbone, [B,T] each, and the weights of the prompts that are mixed for each."""
-        stack = next(iter(stacks_in(self.model.backbone)), None)
-        shared = None if stack is None else plan(given, parts(held, stack))
-        if stack is not None and shared is not None:
-            states = self._fanned(held, given, stack, shared)
+        stacks = stacks_in(self.model.backbone)
+        shared = plan(given, parts(held, stacks[0].joints)) if stacks else None
+        if shared is not None:
+            states = self._fanned(held, given, stacks[0], shared)
         elif self.graphs is not None and (recorded := self.graphs(held, given)) is not None:
             return recorded[0], recorded[1] if prompt_attention else None
         else:
-            with self._requested(held):
+            with self._requested(held, stacks):
                 states = self.model.states(**given)
         if not prompt_attention:
             return states, None
@@ -239,17 +240,17 @@ class Bank:
     def _fanned(self, held: Sequence[Held | None], given: Mapping[str, Tensor], stack: Stack, shared: Plan) -> States:
         """One text for many tasks is one row until they part."""
         lead = torch.tensor(shared.lead, device=self.model.device)
-        apart = [held[i] if first_block(held[i], stack) < shared.block else None for i in shared.lead]
+        apart = [held[i] if first_block(held[i], stack.joints) < shared.block else None for i in shared.lead]
         rows = torch.tensor(shared.rows, device=lead.device)
         fan = Fan(shared.block, rows, tuple(groups(held, lead.device)), len(lead))
-        with self._requested(apart), fanned(stack, fan):
+        with self._requested(apart, [stack]), fanned(stack, fan):
             states = self.model.states(**{key: value.index_select(0, lead) for key, value in given.items()})
         return replace(states, mask=given["attention_mask"], tokens=given["input_ids"])
 
-    def _requested(self, held: Sequence[Held | None]) -> AbstractContextManager[None]:
+    def _requested(self, held: Sequence[Held | None], stacks: Sequence[Stack]) -> AbstractContextManager[None]:
         names = [BASE if one is None else one.entry.name for one in held]
         device = self.model.device
-        return requested(stacks_in(self.model.backbone), RowRequest.given(names, tuple(groups(held, device)), device))
+        return requested(stacks, RowRequest.given(names, tuple(groups(held, device)), device))
 
     def _read(self, key: Hashable) -> Tensor:
         entry = cast("Entry", key)
@@ -278,13 +279,13 @@ class Bank:
             shelf = self._shelves.get(key)
             if shelf is None:
                 shelf = self._shelves[key] = Shelf(self.model, f"shelf{next(self._numbers)}", config, shared)
+                finalize(shelf, self._gone.append, shelf.name).atexit = False
             return shelf
 
     def _clear(self) -> None:
         """Take off the model what stood for shelves that are gone; no batch may be running."""
-        there = {shelf.name for shelf in self._shelves.values()}
-        for name in getattr(self.model, "peft_config", {}).keys() - there:
-            self.model.delete_adapter(name)
+        while self._gone:
+            self.model.delete_adapter(self._gone.pop())
 
     def _intern(self, card: TaskCard) -> TaskCard:
         """The card, sharing what it has in common with other tasks' cards."""

@@ -21,7 +21,6 @@ from attentune.anatomy import max_length
 from attentune.errors import AttentuneError
 from attentune.forward import memo, requested
 from attentune.heads import States
-from attentune.method import Group
 from attentune.model import TaskModel
 from attentune.serving.cuda_graphs import CudaGraphs, Run, Tensors
 from attentune.serving.held import Held
@@ -136,7 +135,7 @@ def run(model: TaskModel, shelf: Shelf, given: Mapping[str, Tensor]) -> Tensors:
     """One forward as a function of tensors: `given` and "tasks" [R,N], a task a row or one for all."""
     inputs = {name: value for name, value in given.items() if name != "tasks"}
     batch, device = len(inputs["input_ids"]), given["tasks"].device
-    group = Group(shelf.method, shelf.config, (shelf.name,), tensors=shelf.tensors(given["tasks"]))
+    group = shelf.stacked(given["tasks"])
     stacks = stacks_in(model.backbone)
     with requested(stacks, RowRequest.given((shelf.name,) * batch, (group,), device)):
         states = model.states(**inputs)

@@ -74,12 +74,12 @@ class Head:
             raise StoreError("the adapter's head holds numbers that are not finite")
         return row
 
-    def answer(self, rows: Sequence[Tensor], at: Tensor, states: States) -> Tensor:
-        """The heads of rows `at` of the batch -> logits [R,C] or [R,T,C]."""
+    def answer(self, rows: Sequence[Tensor], at: Tensor | None, states: States) -> Tensor:
+        """The heads of rows `at` of the batch, None for all -> logits [R,C] or [R,T,C]."""
         if self.kind == "masked":
             assert self.mask is not None
             return states.scored(self.words, self.mask, at).float()
-        x = (states.last.index_select(0, at) if self.kind == "token" else states.pooled(self.pooling, at)).float()
+        x = (states.of(at) if self.kind == "token" else states.pooled(self.pooling, at)).float()
         alone = all(row is rows[0] for row in rows)
         flat = rows[0][None] if alone else torch.stack(list(rows))
         weight = flat[:, : -self.num_labels].unflatten(1, (self.num_labels, -1))

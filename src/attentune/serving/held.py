@@ -15,7 +15,6 @@ from attentune.method import Group, start_of
 from attentune.serving.entry import Entry
 from attentune.serving.head import Head
 from attentune.serving.shelf import Shelf
-from attentune.sites import Stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,18 +25,18 @@ class Held:
     row: Tensor
 
 
-def first_block(one: Held | None, stack: Stack) -> int:
+def first_block(one: Held | None, joints: range) -> int:
     """The block at which a row's adapter first edits something; past the last joint for none that does."""
-    last = stack.joints.stop - 1
+    last = joints.stop - 1
     first = last if one is None else min(one.entry.shelf.first, last)
-    return first if first in stack.joints else 0
+    return first if first in joints else 0
 
 
-def parts(held: Sequence[Held | None], stack: Stack) -> list[int]:
+def parts(held: Sequence[Held | None], joints: range) -> list[int]:
     """[B] the block at which each row may part from its like; [0, ...] where rows are put in front."""
     if any(one is not None and one.entry.shelf.widens for one in held):
         return [0] * len(held)
-    return [first_block(one, stack) for one in held]
+    return [first_block(one, joints) for one in held]
 
 
 def order_of(held: Sequence[Held | None]) -> list[int]:
@@ -63,13 +62,13 @@ def groups(held: Sequence[Held | None], device: torch.device) -> Iterable[Group]
         yield shelf.group([bodies[id(cast("Held", held[i]).row)] for i in at], index, start_of(at) if some else None)
 
 
-def answers(held: Sequence[Held | None], states: States) -> Iterable[tuple[Tensor, Tensor]]:
-    """The rows of each kind of head together: (rows, logits)."""
+def answers(held: Sequence[Held | None], states: States) -> Iterable[tuple[Tensor | None, Tensor]]:
+    """The rows of each kind of head together: (rows, None for all; logits)."""
     members: defaultdict[Head, list[int]] = defaultdict(list)
     for i, one in enumerate(held):
         if one is not None:
             members[one.entry.head].append(i)
     heads = {id(one.row): one.row[one.entry.shelf.size :] for one in held if one is not None}
     for head, at in members.items():
-        index = torch.tensor(at, device=states.last.device)
+        index = torch.tensor(at, device=states.last.device) if len(at) < len(held) else None
         yield index, head.answer([heads[id(cast("Held", held[i]).row)] for i in at], index, states)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,41 +19,53 @@ PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
-class Part:
-    """One tensor of one site, by its name in the file; in the flat row they lie one after the other."""
+class Stretch:
+    """A site in all blocks that have it alike; in the flat row each of its tensors lies block after block."""
 
-    layer: SiteLayer
-    key: str
-    name: str
-    shape: tuple[int, ...]
+    site: Site
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of its tensors by name."""
+    layers: list[SiteLayer]
+    paths: list[str]
+    """Of the layers, in the names of a file's tensors."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of each tensor, in all blocks together."""
+        return [len(self.layers) * torch.Size(shape).numel() for shape in self.shapes.values()]
+
+    @property
+    def names(self) -> list[tuple[str, tuple[int, ...]]]:
+        """The tensors of a file with their shapes, in the order of the flat row."""
+        return [(f"{path}.{key}", shape) for key, shape in self.shapes.items() for path in self.paths]
 
 
 class Shelf:
     """The place of one method and shape on a model: hooks are installed once, however many tasks there are.
 
-    A task is a flat row [N] of all its tensors. The rows of a batch are stacked to [R,N] in one copy, and every site
-    reads its slice as [R, ...]: adding, replacing and removing a task touches nothing but its own row. Tensors that the
-    method freezes (ATTEMPT's source prompts) are equal for many tasks: they are kept once, with R = 1, as `shared`.
+    A task is a flat row [N] of all its tensors. The rows of a batch are stacked to [R,N] in one copy, of which every
+    site reads its part as [R, ...]: adding, replacing and removing a task touches nothing but its own row. Tensors that
+    the method freezes (ATTEMPT's source prompts) are equal for many tasks: they are kept once, with R = 1, as `shared`.
     """
 
     def __init__(self, model: TaskModel, name: str, config: MethodConfig, shared: Mapping[str, Tensor]) -> None:
         self.name, self.config = name, replace_head(config)
         model.add_adapter(name, self.config)
-        sites = {p: m for p, m in model.named_modules() if isinstance(m, SiteLayer) and name in m.configs}
-        found = [
-            (f"{PREFIX}{path}.{key}", layer, key, tuple(value.shape))
-            for path, layer in sites.items()
-            for key, value in layer.tensors(name).items()
-        ]
-        self.parts: list[Part] = []
+        sites = {f"{PREFIX}{p}": m for p, m in model.named_modules() if isinstance(m, SiteLayer) and name in m.configs}
         # Sites without tensors (a prefix whose embeddings are zero) are there, too.
         self.shared: dict[SiteLayer, dict[str, Tensor]] = {layer: {} for layer in sites.values()}
-        for file_key, layer, key, shape in sorted(found, key=lambda entry: entry[0]):
-            if file_key in shared:
-                self.shared[layer][key] = _fitting(shared, file_key, shape)[None].to(model.device)
-                continue
-            self.parts.append(Part(layer, key, file_key, shape))
-        self.sizes = [torch.Size(part.shape).numel() for part in self.parts]
+        stretches: dict[Hashable, Stretch] = {}
+        for path, layer in sorted(sites.items(), key=lambda site: site[1].index):
+            own = {key: tuple(value.shape) for key, value in sorted(layer.tensors(name).items())}
+            for key in [key for key in own if f"{path}.{key}" in shared]:
+                value = _fitting(shared, f"{path}.{key}", own.pop(key))
+                self.shared[layer][key] = value[None].to(model.device)
+            alike = (layer.site, tuple(own.items()), layer if self.shared[layer] else None)
+            stretch = stretches.setdefault(alike, Stretch(layer.site, own, [], []))
+            stretch.layers.append(layer)
+            stretch.paths.append(path)
+        self.stretches = list(stretches.values())
+        self.sizes = [size for stretch in self.stretches for size in stretch.sizes]
         self.size = sum(self.sizes)
         for layer in sites.values():
             layer.hollow(name)
@@ -68,13 +80,18 @@ class Shelf:
         self.widens = bool(self.taken)
         """Rows stand in front of its texts, or make place for some: the whole batch is another then."""
 
+    @property
+    def names(self) -> list[tuple[str, tuple[int, ...]]]:
+        """The tensors of a file that make a row, with their shapes, in its order."""
+        return [name for stretch in self.stretches for name in stretch.names]
+
     def row(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The tensors of a file -> [N], float32.
 
         Raises:
             StoreError: one is missing, has another shape, or holds a number that is not finite.
         """
-        parts = [_fitting(tensors, part.name, part.shape).flatten() for part in self.parts]
+        parts = [_fitting(tensors, name, shape).flatten() for name, shape in self.names]
         return torch.cat(parts) if parts else torch.zeros(0)
 
     def group(self, rows: Sequence[Tensor], at: Tensor | None, start: int | None = None) -> Group:
@@ -90,14 +107,26 @@ class Shelf:
         if not alone:
             order = {id(row): i for i, row in enumerate(members)}
             which = torch.tensor([order[id(row)] for row in rows], device=flat.device)
-        return Group(self.method, self.config, (self.name,) * len(members), which, at, start, self.tensors(flat))
+        return replace(self.stacked(flat), names=(self.name,) * len(members), which=which, rows=at, start=start)
 
-    def tensors(self, flat: Tensor) -> Mapping[SiteLayer, Params]:
-        """Tasks [R,N] -> the parameters of every site, [R, ...] each, or [1, ...] what is shared."""
-        tensors: dict[SiteLayer, dict[str, Tensor]] = {layer: dict(p) for layer, p in self.shared.items()}
-        for part, piece in zip(self.parts, flat.split(self.sizes, 1), strict=True):
-            tensors[part.layer][part.key] = piece.view(len(flat), *part.shape)
-        return tensors
+    def stacked(self, flat: Tensor) -> Group:
+        """Tasks [R,N] as the parameters of every site, [R, ...] each, or [1, ...] what is shared.
+
+        Those of one task are prepared for all blocks at once. Those of many would not fit into the processor's cache
+        until their block comes, and every site prepares its own.
+        """
+        alone, tensors = len(flat) == 1, dict[SiteLayer, Params]()
+        pieces = iter(flat.split(self.sizes, 1))
+        for stretch in self.stretches:
+            p = {
+                key: next(pieces).view(len(flat), len(stretch.layers), *shape) for key, shape in stretch.shapes.items()
+            }
+            p |= {key: value[:, None] for key, value in self.shared[stretch.layers[0]].items()}
+            of_all = self.method.prepare(self.config, stretch.site, p) if alone else p
+            by_block = {key: value.unbind(1) for key, value in of_all.items()}
+            for i, layer in enumerate(stretch.layers):
+                tensors[layer] = {key: values[i] for key, values in by_block.items()}
+        return Group(self.method, self.config, (self.name,), tensors=tensors, prepared=alone)
 
 
 def replace_head(config: MethodConfig) -> MethodConfig:

@@ -157,9 +157,11 @@ class SiteLayer(AdapterLayer):
         """
         p = self.params(group)
         work = y.dtype
-        for value in p.values():
-            work = torch.promote_types(work, value.dtype)
+        for dtype in {value.dtype for value in p.values()}:
+            work = torch.promote_types(work, dtype)
         p = {key: value.to(work) for key, value in p.items()}
+        if not group.prepared:
+            p = self.method.prepare(group.cfg, self.site, p)
         x = x.to(work) if torch.is_tensor(x) and x.is_floating_point() else x
         frame.here = f"{self.method.name} {self.site} {self.index} {' '.join(group.names)}"
         frame.fresh = (fresh or y.dtype != work) and not torch.is_grad_enabled()
@@ -167,7 +169,8 @@ class SiteLayer(AdapterLayer):
 
     def _run(self, x: Tensor, y: Tensor) -> Tensor:
         frame = self.stack.frame
-        if frame is None:
+        groups = () if frame is None else tuple(self.groups(frame))
+        if frame is None or not groups:
             return y
         if self.place.time_first:
             x, y = x.transpose(0, 1), y.transpose(0, 1)
@@ -176,7 +179,7 @@ class SiteLayer(AdapterLayer):
         if frame.uniform or len(y) == frame.batch:
             # A projection that is called again on relative embeddings [1,P,D] is not a row of the batch: Stack runs
             # such attentions once per adapter, where one serves all.
-            for group in self.groups(frame):
+            for group in groups:
                 y = self._edit_rows(group, x, y, frame)
         return y.transpose(0, 1) if self.place.time_first else y
 
