@@ -15,6 +15,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from attentune import store
 from attentune.adopt import adopt
 from attentune.backbones import load_backbone
 from attentune.cli import main
@@ -130,12 +131,16 @@ def test_what_cannot_be_adopted_is_refused(tmp_path: Path, capsys: pytest.Captur
     refused(UnsupportedError, "one linear layer", task_type="FEATURE_EXTRACTION")
     refused(ConfigError, "3 outputs and 2 labels", labels=["a", "b"])
     refused(ConfigError, "two classes are named 'a'", labels=["a", "b", "a"])
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / store.CONFIG).touch()
     for kind in ("banana", "regression", "multilabel"):
         labels = [part for label in LABELS for part in ("--label", label)]
         with pytest.raises(SystemExit) as end:
             main(["adopt", str(tmp_path / "lora"), "-o", str(tmp_path / "ours"), *labels, "--task", kind])
         assert end.value.code == 2
-        assert f"or tagging, found '{kind}'" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"or tagging, found '{kind}'" in said
+        assert "ours holds an adapter already" in said
     model = saved("bert", tmp_path / "base", AutoModelForSequenceClassification)
     other: Any = get_peft_model(model, IA3Config(target_modules=["key"], feedforward_modules=[], task_type="SEQ_CLS"))
     other.save_pretrained(tmp_path / "ia3")

@@ -83,6 +83,10 @@ def test_sources_of_an_adapter_change(
     assert list(answer["attention"]) == ["mnli", "tone", "target"]
     assert run("predict", new, "the film is good", "--attention") == 0
     assert "of " in capsys.readouterr().out
+    assert run("sources", "edit", new, "-o", new, "--remove", "tone") == 0
+    assert "holds an adapter already" not in capsys.readouterr().err
+    assert run("sources", "edit", adapter, "-o", new, "--add", "tone", "--library", library) == 0
+    assert "new holds an adapter already" in capsys.readouterr().err
 
 
 def test_every_task_shows_its_own_attention(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,5 +125,8 @@ def test_command(mixing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert run("calibrate", tmp_path / "a", tmp_path / "set", "-o", tmp_path / "a", "--split", "test") == 0
     shown = capsys.readouterr()
     assert "temperature" in shown.err
+    assert "holds an adapter already" not in shown.err
     assert "ece_before" in shown.out
     assert attentune.load(tmp_path / "a").card.calibration.rows == 9
+    assert run("calibrate", mixing, data, "-o", tmp_path / "a") == 0
+    assert "a holds an adapter already; the new one takes its place" in capsys.readouterr().err

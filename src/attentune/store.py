@@ -18,7 +18,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -149,6 +149,18 @@ def check_writable(folder: str | Path) -> Path:
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file()):
         raise StoreError(f"{folder} exists and is no adapter folder; name another one")
     return target
+
+
+def tell_replaced(folder: str | Path, report: Callable[[str], None], own: str | Path | None = None) -> None:
+    """Say that an adapter is where the new one will be, but for `own`, the one that is changed.
+
+    Raises:
+        StoreError: as `check_writable`.
+    """
+    target = check_writable(folder)
+    same = own is not None and Path(own).expanduser().resolve() == target.resolve()
+    if (target / CONFIG).is_file() and not same:
+        report(f"{target.name} holds an adapter already; the new one takes its place when it is done")
 
 
 def place_of(home: Path, name: str) -> Path:

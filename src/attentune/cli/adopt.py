@@ -20,8 +20,10 @@ def adopt_command(
 
     Example: attentune adopt lora-sentiment --output sentiment --label negative --label positive
     """
+    from attentune import store
     from attentune.adopt import adopt
 
+    store.tell_replaced(output, show.progress)
     pair = task == "pair"
     written = adopt(folder, output, label, backbone, "classification" if pair else task, pair)
     if json:

@@ -26,8 +26,10 @@ def calibrate_command(
     For an adapter whose sources were edited, or whose texts have changed. Take rows that it did not learn from, and
     others for `attentune evaluate`. Every tensor stays as it is.
     """
+    from attentune import store
     from attentune.training.recalibrate import recalibrate
 
+    store.tell_replaced(output, show.progress, own=folder)
     stored = recalibrate(folder, data, output, split, backbone, batch_size)
     calibration, trust = stored.card.calibration, stored.metrics["calibration"]["validation"]
     if json:

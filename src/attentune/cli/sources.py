@@ -111,11 +111,13 @@ def edit_command(
 
     Example: attentune sources edit tone --output tone-lean --remove reviews
     """
+    from attentune import store
     from attentune.errors import ConfigError
     from attentune.training.sources.edit import with_sources
 
     if not add and not remove:
         raise ConfigError("nothing to do; wanted --add NAME or --remove NAME")
+    store.tell_replaced(output, show.progress, own=folder)
     stored = with_sources(folder, output, add or (), remove or (), library)
     names = stored.config["source_names"]
     if json:

@@ -35,7 +35,6 @@ from attentune.training.checkpoints import Mark, every_row
 from attentune.training.choice import backbone_of, changes_of, choose, learned_task
 from attentune.training.ground import Ground, ground_of
 from attentune.training.recipe import Recipe
-from attentune.training.train import tell_replaced
 
 REFUSALS = 300
 """Proposals in a row that may be over the budget before it is said that nothing fits."""
@@ -85,7 +84,7 @@ def search(
         AttentuneError: as `train` does.
     """
     target = store.check_writable(output)
-    tell_replaced(target, report)
+    store.tell_replaced(target, report)
     limits = Budget(None if budget is None else parse_size(budget), None if latency is None else parse_latency(latency))
     if minutes <= 0 or (trials is not None and trials < 1):
         raise ConfigError(f"a search has minutes above 0 and at least one trial, found {minutes} and {trials}")

@@ -28,7 +28,7 @@ from attentune.training.loop import JointStep, Share
 from attentune.training.meeting import Meeting
 from attentune.training.recipe import Recipe
 from attentune.training.shared import train_shared
-from attentune.training.train import Report, Result, identity_of, learn, tell_replaced
+from attentune.training.train import Report, Result, identity_of, learn
 
 TOGETHER = 8
 """Tasks in flight at once, unless told otherwise."""
@@ -188,7 +188,7 @@ class _Crew:
         def tell(line: str) -> None:
             self.report(f"{name}: {line}")
 
-        tell_replaced(self.targets[name], self.report)
+        store.tell_replaced(self.targets[name], self.report)
         for note in rows.notes:
             tell(note)
         self.results[name] = learn(

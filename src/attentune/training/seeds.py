@@ -22,7 +22,7 @@ from attentune.training.checkpoints import Mark
 from attentune.training.choice import backbone_of, changes_of, choose, drawn
 from attentune.training.ground import Ground, ground_of
 from attentune.training.recipe import Recipe
-from attentune.training.train import Result, identity_of, learn, tell_replaced
+from attentune.training.train import Result, identity_of, learn
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def train_seeds(
     if seeds < 1:
         raise ConfigError(f"at least one seed is needed, found seeds={seeds}")
     target = store.check_writable(output)
-    tell_replaced(target, report)
+    store.tell_replaced(target, report)
     rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides), library)
     backbone, chosen = backbone_of(chosen, backbone)
     ground = ground_of(backbone, rows.kind == "generation", chosen.training)

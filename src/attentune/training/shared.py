@@ -41,7 +41,6 @@ from attentune.training.train import (
     cut_off,
     encode_splits,
     measured,
-    tell_replaced,
     told,
 )
 from attentune.vocabulary import VocabularyHead
@@ -84,7 +83,7 @@ def train_shared(
     first = next(iter(chosen.values())).recipe
     backbone, first = backbone_of(first, backbone)
     for name, one in chosen.items():
-        tell_replaced(one.target, report)
+        store.tell_replaced(one.target, report)
         for note in one.rows.notes:
             report(f"{name}: {note}")
     set_seed(first.training.seed)

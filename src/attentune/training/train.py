@@ -81,7 +81,7 @@ def train(
             found and what exists.
     """
     target = store.check_writable(output)
-    tell_replaced(target, report)
+    store.tell_replaced(target, report)
     rows, chosen = choose(data, method, recipe, changes_of(task, text, label, overrides), library)
     backbone, chosen = backbone_of(chosen, backbone)
     rows = drawn(rows, chosen.task.shots, chosen.training.seed)
@@ -174,12 +174,6 @@ def learn(
     trackers.detach(trainer)
     trainer.accelerator.wait_for_everyone()
     return Result(target, card, metrics, (*rows.notes, *filter(None, (note, cut))))
-
-
-def tell_replaced(target: Path, report: Report) -> None:
-    """Say that an adapter is where the new one will be."""
-    if (target / store.CONFIG).is_file():
-        report(f"{target.name} holds an adapter already; the new one takes its place when it is done")
 
 
 def identity_of(rows: Data, chosen: Recipe, ground: Ground) -> list[Any]:
