@@ -198,30 +198,24 @@ class Heads(nn.Module):
         return assemble(answers, states)
 
 
-def assemble(answers: Sequence[tuple[Tensor | None, Tensor]], states: States) -> TaskOutput:
-    """(rows [R], their logits [R,C] or [R,T,C]) of the heads of a mixed batch -> its output; None for all rows, of the
-    only head.
-    """
+def assemble(answers: Sequence[tuple[Tensor, Tensor]], states: States) -> TaskOutput:
+    """(rows [R], their logits [R,C] or [R,T,C]) of the heads of a mixed batch -> its output."""
     batch, device = len(states.last), states.last.device
-    for rows, answer in answers:
-        if rows is None:
-            return TaskOutput(logits=answer, num_labels=torch.full((batch,), answer.shape[-1], device=device))
-    parts = [(rows, answer) for rows, answer in answers if rows is not None]
     counts = torch.zeros(batch, dtype=torch.long, device=device)
-    if not parts:
+    if not answers:
         return TaskOutput(num_labels=counts, last_hidden_state=states.last)
-    dtype = parts[0][1].dtype
-    fill, widest = torch.finfo(dtype).min, max(answer.shape[-1] for _, answer in parts)
-    token = any(answer.dim() == 3 for _, answer in parts)
+    dtype = answers[0][1].dtype
+    fill, widest = torch.finfo(dtype).min, max(answer.shape[-1] for _, answer in answers)
+    token = any(answer.dim() == 3 for _, answer in answers)
     shape = (batch, states.last.shape[1], widest) if token else (batch, widest)
     logits = torch.full(shape, fill, dtype=dtype, device=device)
-    for rows, answer in parts:
+    for rows, answer in answers:
         counts = counts.index_fill(0, rows, answer.shape[-1])
         answer = nn.functional.pad(answer.to(dtype), (0, widest - answer.shape[-1]), value=fill)
         if token and answer.dim() == 2:
             answer = nn.functional.pad(answer[:, None], (0, 0, 0, shape[1] - 1), value=fill)
         logits = logits.index_copy(0, rows, answer)
-    headless = sum(len(rows) for rows, _ in parts) < batch
+    headless = sum(len(rows) for rows, _ in answers) < batch
     return TaskOutput(logits=logits, num_labels=counts, last_hidden_state=states.last if headless else None)
 
 

@@ -1,8 +1,8 @@
 """Every method on a device that is not the CPU, without having one: `python -m laws.elsewhere` prints what was found.
 
 Tensors without numbers stand on a device of another name. An operation on tensors of two devices fails as it would on a
-GPU, and what makes the host wait for the device, a number that Python looks at, is counted. A process of its own, for
-such a device is there for all of torch.
+GPU, and what makes the host wait for the device, a number that Python looks at or a copy to the host, is counted. A
+process of its own, for such a device is there for all of torch.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import torch
 from serving.kit import adapter
 from serving.test_bank import BASE, backbone, batch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attentune import TaskModel
 from attentune.backbones import fingerprint
 from attentune.serving import Bank
 from laws.cells import ONE_A_METHOD, adapted, add, refused
@@ -33,8 +34,6 @@ KINDS = ("bert", "roberta", "electra", "distilbert", "mpnet", "bart", "t5", "gpt
 """Of each way to tell positions, to fuse projections and to keep a cache. DeBERTa and Longformer run code of their own
 that wants numbers."""
 OURS = [form for form in ONE_A_METHOD if form.method != "loreft"]
-FORWARDS = 3
-"""Of each cell."""
 NAME = "elsewhere"
 DEVICE = f"{NAME}:0"
 
@@ -47,8 +46,12 @@ class Module(backend_registration._DummyBackendModule):  # pyright: ignore[repor
         return [torch.float16, torch.bfloat16]
 
 
+LOOKS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+
 class Waits(TorchDispatchMode):
-    """Counts numbers that Python looks at, and lets all be true and 1."""
+    """Counts numbers that Python looks at, and lets all be true and 1; and copies to the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,10 +60,15 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.is_set_to.default:
             return True
-        if func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
-            return func(*args, **(kwargs or {}))
-        self.count += args[0].device.type == NAME
-        return args[0].dtype == torch.bool or 1
+        if func in LOOKS:
+            self.count += args[0].device.type == NAME
+            return args[0].dtype == torch.bool or 1
+        found = func(*args, **(kwargs or {}))
+        if func in COPIES:
+            self.count += found.device.type == "cpu" and any(
+                torch.is_tensor(given) and given.device.type == NAME for given in args
+            )
+        return found
 
 
 def made(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -81,16 +89,20 @@ def elsewhere() -> Generator[tuple[FakeTensorMode, Waits]]:
         yield mode, waits
 
 
+def there(value: Tensor, mode: FakeTensorMode) -> Tensor:
+    """A tensor like `value`, on the device and without its numbers."""
+    return FakeTensor(mode, value.detach().to("meta"), torch.device(DEVICE))
+
+
 def move(model: nn.Module, mode: FakeTensorMode) -> None:
     """Put a model's parameters and buffers on the device."""
     for module in model.modules():
         for name, value in module._parameters.items():
             if value is not None:
-                there: Tensor = mode.from_tensor(value).detach().to(DEVICE)
-                module._parameters[name] = nn.Parameter(there, value.requires_grad)
+                module._parameters[name] = nn.Parameter(there(value, mode), value.requires_grad)
         for name, value in module._buffers.items():
             if value is not None:
-                module._buffers[name] = mode.from_tensor(value).to(DEVICE)
+                module._buffers[name] = there(value, mode)
 
 
 def forwards(form: Any, kind: str) -> int:
@@ -99,18 +111,18 @@ def forwards(form: Any, kind: str) -> int:
     add(model, "same", form, 2)
     with elsewhere() as (mode, waits):
         move(model, mode)
-        there = {name: mode.from_tensor(value).to(DEVICE) for name, value in inputs.items()}
+        given = {name: there(value, mode) for name, value in inputs.items()}
         with torch.no_grad():
-            answer(model, there)
-            answer(model, there, adapter_names=["default", "same", BASE, "default"])
-        answer(model.train(), there).sum().backward()
+            answer(model, given)
+            answer(model, given, adapter_names=["default", "same", BASE, "default"])
+        answer(model.train(), given).sum().backward()
         assert all(p.grad.device.type == NAME for p in model.parameters() if p.grad is not None)
         assert any(p.grad is not None for p in model.parameters())
     return waits.count
 
 
 def bank(folder: Path) -> int:
-    """Every method in one batch of a bank; how often the host waited."""
+    """Every method in one batch of a bank, and each alone; how often the host waited."""
     options: dict[str, dict[str, Any]] = {"prefix_propagation": {"length": 3}, "attempt": {"length": 3, "sources": 2}}
     names = [form.method for form in OURS]
     folders = {
@@ -124,16 +136,35 @@ def bank(folder: Path) -> int:
     with (
         patch("attentune.serving.bank.fingerprint", lambda model: print_of_base),  # of numbers, which are gone
         patch("attentune.serving.bank.digest", lambda tensors: ""),
+        # The model is there already, and parameters without numbers cannot be put in place of others.
+        patch.object(TaskModel, "to", lambda self, place: self),  # pyright: ignore[reportUnknownLambdaType]
         elsewhere() as (mode, waits),
     ):
         move(base, mode)
         served = Bank(base, device=DEVICE)
         for name, path in folders.items():
             served.add(name, path)
-        inputs = batch("bert", (9,) * (len(folders) + 1))
-        logits = served(adapter_names=[*folders, BASE], **inputs).logits
-        assert logits is not None
-        assert logits.device.type == NAME
+        waits.count = 0
+        for names in ([*folders, BASE], *([name] * 2 for name in folders)):
+            logits = served(adapter_names=names, **batch("bert", (9,) * len(names))).logits
+            assert logits is not None
+            assert logits.device.type == NAME
+    return waits.count
+
+
+def mixing() -> int:
+    """What must be found: two devices in one operation."""
+    with elsewhere() as (mode, _):
+        return int((there(torch.ones(2), mode) + torch.ones(2)).device.type == NAME)
+
+
+def waiting() -> int:
+    """What must be counted: three waits."""
+    with elsewhere() as (mode, waits):
+        value = there(torch.ones(2), mode)
+        bool(value.any())
+        value[0].item()
+        value.cpu()
     return waits.count
 
 
@@ -156,6 +187,7 @@ def main() -> None:
     }
     with TemporaryDirectory() as folder:
         cells["bank"] = found(lambda: bank(Path(folder)))
+    cells |= {"mixing": found(mixing), "waiting": found(waiting)}
     json.dump(cells, sys.stdout)
 
 

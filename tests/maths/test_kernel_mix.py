@@ -11,8 +11,8 @@ from attentune.errors import ConfigError
 from attentune.method import Dims, Frame, Site
 from attentune.methods.kernel_mix import (
     METHOD,
+    Factors,
     KernelMixConfig,
-    Map,
     add,
     edit_output,
     edit_query,
@@ -32,9 +32,9 @@ heads = st.integers(1, 3)
 EDITS = {Site.QUERY: edit_query, Site.VALUE: edit_value, Site.OUTPUT: edit_output}
 
 
-def added(x: torch.Tensor, maps: Map) -> torch.Tensor:
-    """What one map of x adds to nothing."""
-    a, b = maps
+def added(x: torch.Tensor, factors: Factors) -> torch.Tensor:
+    """What one product of x adds to nothing."""
+    a, b = factors
     return add(x.new_zeros(*x.shape[:2], b.shape[2]), [narrow(x, a)], b)
 
 

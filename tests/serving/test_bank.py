@@ -218,8 +218,11 @@ def test_shelves_go_with_their_last_task(bert: Any, tmp_path: Path) -> None:
     assert shelves() == 1
     poisoned = adapter(backbone("bert"), tmp_path / "poisoned", "kernel_mix", v_rank=2)
     _poison(poisoned)
-    with pytest.raises(StoreError, match="not finite"):
-        bank.add("x", poisoned)
+    shared = adapter(backbone("bert"), tmp_path / "shared", "attempt", 9, **options)
+    _poison(shared, "source_prompts")
+    for folder in (poisoned, shared):
+        with pytest.raises(StoreError, match="not finite"):
+            bank.add("x", folder)
     bank.remove("y")
     assert shelves() == 0
     bank.add("x", tmp_path / "t0")
@@ -345,7 +348,7 @@ def test_a_card_that_does_not_fit_is_refused(tiny_bert: Path, tmp_path: Path, ca
     assert bank.card("x").max_length == 60
 
 
-def _poison(folder: Path) -> None:
+def _poison(folder: Path, name: str = "") -> None:
     tensors = load_file(folder / "adapter_model.safetensors")
-    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    next(value for key, value in tensors.items() if key.endswith(name)).view(-1)[0] = float("nan")
     save_file(tensors, folder / "adapter_model.safetensors")

@@ -32,7 +32,7 @@ class Group:
     tensors: Mapping[Any, Params] | None = None
     """Layer -> the rows' parameters, [R, ...] or [1, ...], where a bank holds them instead of the layers."""
     prepared: bool = False
-    """They are what `Method.prepare` makes of them."""
+    """`tensors` are what `Method.prepare` makes of the parameters."""
 
     def take(self, x: Tensor) -> Tensor:
         """What the whole batch has, [B,...], for these rows: [R,...]; a view of it where they follow one another."""

@@ -26,9 +26,6 @@ class Method:
     """Site -> edit."""
     init: Callable[[Any, Site, Dims], dict[str, Tensor]]
     """(cfg, site, dims) -> start of the site's tensors, without the row axis."""
-    prepare: Callable[[Any, Site, Params], Params] = lambda cfg, site, p: p
-    """(cfg, site, p) -> what the edit is given instead of p: all that depends on the tensors alone. More axes may stand
-    before a tensor's own than R, for a bank makes it for all blocks at once."""
     prompt_length: Callable[[Any], int] = lambda cfg: 0
     """m: rows that PROMPT puts in front."""
     prompt_is_fixed: bool = False
@@ -55,6 +52,11 @@ class Method:
     """By how much positions of the text move although nothing stands in front."""
     pools_prompt: Callable[[Any], bool] = lambda cfg: False
     """Position 0 of the output is the first prompt row instead of the first token."""
+    prepare: Callable[[Any, Site, Params], Params] = lambda cfg, site, p: p
+    """(cfg, site, p) -> floating tensors that the edit is given instead of p: all that depends on the tensors alone.
+
+    Before a tensor's own axes stand R, or R and the blocks, for a bank does it for all blocks of one task at once; what
+    comes out has them, too. p is read only, {} at a site without tensors, and may have R = 1 for frozen tensors."""
     merge: Callable[[Any, Site, Params, Tensor, Tensor | None], tuple[Tensor, Tensor | None]] | None = None
     """(cfg, site, p, key weight [out,D], key bias) -> what to add to the host's weight [out,in] and bias."""
     fold: Callable[[Any, Site, Params, Params], dict[str, Tensor]] | None = None

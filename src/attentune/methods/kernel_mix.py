@@ -79,21 +79,21 @@ class KernelMixConfig(MethodConfig):
             )
 
 
-Map = tuple[Tensor, Tensor]
-"""B A as (A [...,r,i], the transpose of B [...,r,o]), for inputs of width i and outputs of width o."""
+Factors = tuple[Tensor, Tensor]
+"""Of a product B A of rank r, from width i to width o: A [...,r,i] and the transpose of B [...,r,o]."""
 
 
-def per_head(a: Tensor, b: Tensor) -> Map:
+def per_head(a: Tensor, b: Tensor) -> Factors:
     """B_h A_h x for every head, of x [B,T,D].  a [...,H,r,D], b [...,H,d,r] -> i = D, o = H*d"""
     return a.flatten(-3, -2), spread(b.transpose(-1, -2))
 
 
-def from_heads(a: Tensor, b: Tensor) -> Map:
+def from_heads(a: Tensor, b: Tensor) -> Factors:
     """B_h A_h x_h, each head reading its own slice of x [B,T,H*d].  a [...,H,r,d], b [...,H,d,r] -> i = o = H*d"""
     return spread(a), spread(b.transpose(-1, -2))
 
 
-def into_sum(a: Tensor, b: Tensor) -> Map:
+def into_sum(a: Tensor, b: Tensor) -> Factors:
     """sum_h B_h A_h x_h, of x [B,T,H*d].  a [...,H,r,d], b [...,H,D,r] -> i = H*d, o = D"""
     return spread(a), b.transpose(-1, -2).flatten(-3, -2)
 
@@ -107,19 +107,19 @@ def spread(w: Tensor) -> Tensor:
 
 
 def prepare(cfg: KernelMixConfig, site: Site, p: Params) -> dict[str, Tensor]:
-    """All maps of a site side by side: {"keys": A [...,r,H*d] of what reads the keys, "inner": A [...,r,in] of what
-    reads the site's input, "outer": their B [...,k,out], and with biases a row for them}
+    """All products of a site side by side, of rank s that reads the keys and of rank r that reads the site's input:
+    {"keys": A [...,s,H*d], "inner": A [...,r,in], "outer": the transposes of B [...,s+r,out], and last a row of biases}
     """
     reads_keys = site == Site.VALUE and cfg.v_base == "K"
-    keys: list[Map] = []
-    inner: list[Map] = []
+    keys: list[Factors] = []
+    inner: list[Factors] = []
     if "head_a" in p:
         shape = into_sum if site == Site.OUTPUT else from_heads if reads_keys else per_head
         (keys if reads_keys else inner).append(shape(p["head_a"], p["head_b"]))
     if "shared_a" in p:
         scale, b = _scale(cfg, p), p["shared_b"].transpose(-1, -2)
         inner.append((p["shared_a"], b if scale == 1 else scale * b))
-    found = {name: _joined([a for a, _ in maps]) for name, maps in (("keys", keys), ("inner", inner)) if maps}
+    found = {name: _joined([a for a, _ in some]) for name, some in (("keys", keys), ("inner", inner)) if some}
     outer = [b for _, b in keys + inner]
     if "head_bias" in p:
         outer.append((p["head_bias"] if site == Site.OUTPUT else p["head_bias"].flatten(-2))[..., None, :])
@@ -127,9 +127,9 @@ def prepare(cfg: KernelMixConfig, site: Site, p: Params) -> dict[str, Tensor]:
 
 
 def add(y: Tensor, inner: Sequence[Tensor], outer: Tensor, overwrite: bool = False) -> Tensor:
-    """Y [B,T,o] + what was read, [R,r,n] each with R n = B T, times outer [R,k,o] -> [B,T,o]: one matrix product.
+    """Y [B,T,o] + what was read, [R,r,n] each with R n = B T, times outer [R,sum of r,o] -> [B,T,o].
 
-    A row of `outer` beyond those of what was read is a bias. With `overwrite` y itself is lost.
+    It is one matrix product. One more row of `outer` is a bias. With `overwrite` y itself is lost.
     """
     read = list(inner)
     if sum(part.shape[1] for part in read) < outer.shape[1]:

@@ -21,7 +21,7 @@ from attentune.backbones import fingerprint, load_backbone
 from attentune.card import TaskCard
 from attentune.errors import ConfigError, StoreError, UnknownTaskError, UnsupportedError
 from attentune.forward import memo, requested
-from attentune.heads import States, TaskOutput, assemble
+from attentune.heads import States, TaskOutput
 from attentune.method import METHODS, MethodConfig
 from attentune.model import TaskModel
 from attentune.serving.entry import Entry, check_card, check_known, check_sizes, flat_row
@@ -215,7 +215,7 @@ class Bank:
 
     def _answer(self, held: Sequence[Held | None], given: dict[str, Tensor], prompt_attention: bool) -> TaskOutput:
         states, weights = self._run(held, given, prompt_attention)
-        output = assemble(list(answers(held, states)), states)
+        output = answers(held, states)
         output.prompt_attention = weights
         return output
 
@@ -279,13 +279,15 @@ class Bank:
             shelf = self._shelves.get(key)
             if shelf is None:
                 shelf = self._shelves[key] = Shelf(self.model, f"shelf{next(self._numbers)}", config, shared)
+                # Whoever lets go of it last, in whichever thread, only says so.
                 finalize(shelf, self._gone.append, shelf.name).atexit = False
             return shelf
 
     def _clear(self) -> None:
         """Take off the model what stood for shelves that are gone; no batch may be running."""
         while self._gone:
-            self.model.delete_adapter(self._gone.pop())
+            self.model.delete_adapter(self._gone[0])
+            del self._gone[0]
 
     def _intern(self, card: TaskCard) -> TaskCard:
         """The card, sharing what it has in common with other tasks' cards."""

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from attentune.heads import States
+from attentune.heads import States, TaskOutput, assemble
 from attentune.method import Group, start_of
 from attentune.serving.entry import Entry
 from attentune.serving.head import Head
@@ -62,13 +62,19 @@ def groups(held: Sequence[Held | None], device: torch.device) -> Iterable[Group]
         yield shelf.group([bodies[id(cast("Held", held[i]).row)] for i in at], index, start_of(at) if some else None)
 
 
-def answers(held: Sequence[Held | None], states: States) -> Iterable[tuple[Tensor | None, Tensor]]:
-    """The rows of each kind of head together: (rows, None for all; logits)."""
+def answers(held: Sequence[Held | None], states: States) -> TaskOutput:
+    """What the heads of the batch make of its states, the rows of each kind of head together."""
     members: defaultdict[Head, list[int]] = defaultdict(list)
     for i, one in enumerate(held):
         if one is not None:
             members[one.entry.head].append(i)
-    heads = {id(one.row): one.row[one.entry.shelf.size :] for one in held if one is not None}
+    of_row = {id(one.row): one.row[one.entry.shelf.size :] for one in held if one is not None}
+    found: list[tuple[Tensor, Tensor]] = []
     for head, at in members.items():
-        index = torch.tensor(at, device=states.last.device) if len(at) < len(held) else None
-        yield index, head.answer([heads[id(cast("Held", held[i]).row)] for i in at], index, states)
+        rows, device = [of_row[id(cast("Held", held[i]).row)] for i in at], states.last.device
+        if len(at) == len(held):
+            logits = head.answer(rows, None, states)
+            return TaskOutput(logits=logits, num_labels=torch.full((len(held),), logits.shape[-1], device=device))
+        index = torch.tensor(at, device=device)
+        found.append((index, head.answer(rows, index, states)))
+    return assemble(found, states)

@@ -18,7 +18,7 @@ PREFIX = "base_model.model."
 """What peft puts before the path of a module in adapter_model.safetensors."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Stretch:
     """A site in all blocks that have it alike; in the flat row each of its tensors lies block after block."""
 
@@ -49,10 +49,27 @@ class Shelf:
     """
 
     def __init__(self, model: TaskModel, name: str, config: MethodConfig, shared: Mapping[str, Tensor]) -> None:
+        """Raises:
+        StoreError: a shared tensor does not fit; nothing is left on the model.
+        """
         self.name, self.config = name, replace_head(config)
         model.add_adapter(name, self.config)
+        try:
+            self._lay_out(model, shared)
+        except Exception:
+            model.delete_adapter(name)
+            raise
+        method = type(self.config).method
+        assert method is not None
+        self.method = method
+        self.taken = method.prompt_length(self.config) + method.position_shift(self.config)
+        """Positions of the backbone that its texts cannot have."""
+        self.widens = bool(self.taken)
+        """Rows stand in front of its texts, or make place for some: the whole batch is another then."""
+
+    def _lay_out(self, model: TaskModel, shared: Mapping[str, Tensor]) -> None:
+        name = self.name
         sites = {f"{PREFIX}{p}": m for p, m in model.named_modules() if isinstance(m, SiteLayer) and name in m.configs}
-        # Sites without tensors (a prefix whose embeddings are zero) are there, too.
         self.shared: dict[SiteLayer, dict[str, Tensor]] = {layer: {} for layer in sites.values()}
         stretches: dict[Hashable, Stretch] = {}
         for path, layer in sorted(sites.items(), key=lambda site: site[1].index):
@@ -60,6 +77,7 @@ class Shelf:
             for key in [key for key in own if f"{path}.{key}" in shared]:
                 value = _fitting(shared, f"{path}.{key}", own.pop(key))
                 self.shared[layer][key] = value[None].to(model.device)
+            # What is shared may be another in every block.
             alike = (layer.site, tuple(own.items()), layer if self.shared[layer] else None)
             stretch = stretches.setdefault(alike, Stretch(layer.site, own, [], []))
             stretch.layers.append(layer)
@@ -72,13 +90,6 @@ class Shelf:
         inside = [layer.index if layer.site != Site.PROMPT else 0 for layer in sites.values()]
         self.first = min(inside, default=0)
         """The first block that it changes something in; 0 where it puts prompts in front."""
-        method = type(self.config).method
-        assert method is not None
-        self.method = method
-        self.taken = method.prompt_length(self.config) + method.position_shift(self.config)
-        """Positions of the backbone that its texts cannot have."""
-        self.widens = bool(self.taken)
-        """Rows stand in front of its texts, or make place for some: the whole batch is another then."""
 
     @property
     def names(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -112,8 +123,8 @@ class Shelf:
     def stacked(self, flat: Tensor) -> Group:
         """Tasks [R,N] as the parameters of every site, [R, ...] each, or [1, ...] what is shared.
 
-        Those of one task are prepared for all blocks at once. Those of many would not fit into the processor's cache
-        until their block comes, and every site prepares its own.
+        Those of one task are prepared for all blocks at once, in few operations. Those of many would take R times the
+        memory, through the whole forward: every site prepares its own when it comes.
         """
         alone, tensors = len(flat) == 1, dict[SiteLayer, Params]()
         pieces = iter(flat.split(self.sizes, 1))
