@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
 from attentune.anatomy import Anatomy
 from attentune.errors import UnsupportedError
 from attentune.method import Dims, Frame, Group, Site
-from attentune.sites import merge, replay
+from attentune.sites import memory, merge, replay
 from attentune.sites.fan import Fan, Joint
 from attentune.sites.layer import SiteLayer
 from attentune.sites.rows import RowRequest
 from attentune.sites.tap import SeenByRows, Tap
-from attentune.sites.widen import Front, leave, widen
+from attentune.sites.widen import Front, leave, widen, widen_cross_attention
 
 STACK_CHILD = "attentune_stack"
 """The name of a Stack among the children of the module that owns the blocks."""
@@ -68,6 +67,11 @@ class Stack(nn.Module):
     def host(self) -> nn.Module:
         """The module that owns the blocks."""
         return self._host[0]
+
+    @property
+    def encoder(self) -> Stack | None:
+        """The encoder's, of a decoder that attends to one."""
+        return self._encoder[0]
 
     def _module(self, path: str) -> nn.Module:
         return self._host[0].get_submodule(path)
@@ -235,7 +239,7 @@ class Stack(nn.Module):
             return None
         batch, length = lead.shape[:2]
         groups = None if self.request is None else self.request.groups(batch, lead.device)
-        cache = self._cache(call, groups)
+        cache = memory.cache_of(self, call, groups)
         mask: Any = call.get("attention_mask")
         odd = torch.is_tensor(mask) and mask.dim() != 2
         self.frame = Frame(
@@ -256,33 +260,9 @@ class Stack(nn.Module):
         if host.training and torch.is_grad_enabled():
             replay.install(self)
         changed = widen(self, self.frame, call)
-        if self._encoder[0] is not None:
-            changed = self._widen_cross_attention(self._encoder[0], call) or changed
+        if self.encoder is not None:
+            changed = widen_cross_attention(self.encoder.front, call) or changed
         return ((), call) if changed or task_ids is not None or call.get("past_key_values") is not given else None
-
-    def _cache(self, call: dict[str, Any], groups: tuple[Group, ...] | None) -> Any:
-        """The self-attention's cache; made here where the backbone would make one and a method's memory lives in it."""
-        if not self.anatomy.causal:
-            return None
-        given: Any = call.get("past_key_values")
-        remembers = [group.method.name for group in self.served(groups) if group.method.remembers]
-        use = call.get("use_cache")  # The models with a language head pass on None.
-        if given is None and remembers and (getattr(self.config, "use_cache", False) if use is None else use):
-            checkpointed = self.host.training and getattr(self.host, "gradient_checkpointing", False)
-            if not checkpointed:
-                given = DynamicCache(config=self.config)
-                if self._encoder[0] is not None:
-                    given = EncoderDecoderCache(given, DynamicCache(config=self.config))
-                call["past_key_values"] = given
-        own = given.self_attention_cache if isinstance(given, EncoderDecoderCache) else given
-        if remembers and own is not None and not isinstance(own, DynamicCache):
-            raise UnsupportedError(
-                f"{remembers[0]} keeps a memory beside the cache and needs a DynamicCache, not {type(own).__name__}"
-            )
-        if remembers and own is not None:
-            # One without a config makes its layers as blocks ask for them, and the memory stands behind all of them.
-            own.layers.extend(DynamicLayer() for _ in range(self.anatomy.layers(self.config) - len(own.layers)))
-        return own
 
     def _source(self, batch: int, length: int, device: torch.device) -> Tensor | None:
         """[B,T] False for the answer's tokens: those with a label, or generated ones when there is no cache."""
@@ -292,17 +272,6 @@ class Stack(nn.Module):
             first = torch.arange(length, device=device) < self.source
             return None if length <= self.source else first[None].expand(batch, -1)
         return self.source if self.source.shape == (batch, length) else None
-
-    def _widen_cross_attention(self, encoder: Stack, call: dict[str, Any]) -> bool:
-        states, mask = call.get("encoder_hidden_states"), call.get("encoder_attention_mask")
-        front = encoder.front
-        if states is None or front is None or (mask is not None and mask.shape[1] == states.shape[1]):
-            return False
-        here = front.columns.repeat_interleave(len(states) // len(front.columns), 0)
-        if mask is None:
-            mask = here.new_ones(len(states), states.shape[1] - here.shape[1])
-        call["encoder_attention_mask"] = torch.cat([here.to(mask.dtype), mask], 1)
-        return True
 
     def _positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         front = self.front

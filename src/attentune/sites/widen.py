@@ -79,6 +79,18 @@ def leave(stack: Stack, frame: Frame, states: Tensor) -> Tensor:
     return text
 
 
+def widen_cross_attention(front: Front | None, call: Call) -> bool:
+    """Let a decoder attend to the prompt rows in front of its encoder's text; False: nothing was to do."""
+    states, mask = call.get("encoder_hidden_states"), call.get("encoder_attention_mask")
+    if states is None or front is None or (mask is not None and mask.shape[1] == states.shape[1]):
+        return False
+    here = front.columns.repeat_interleave(len(states) // len(front.columns), 0)
+    if mask is None:
+        mask = here.new_ones(len(states), states.shape[1] - here.shape[1])
+    call["encoder_attention_mask"] = torch.cat([here.to(mask.dtype), mask], 1)
+    return True
+
+
 def _first(frame: Frame, text: Tensor) -> Tensor:
     """[B|1,T] True at the first position of the text that is no padding."""
     place = torch.arange(text.shape[1], device=text.device)
