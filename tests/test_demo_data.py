@@ -10,6 +10,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from attentune import demo
+from attentune.demo import run
 from attentune.errors import DataError
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -202,3 +204,18 @@ def test_marks_in_the_sources_are_well_formed() -> None:
         rest = HOLE.sub("", line)
         assert not re.search(r"[{}|\[\]]", rest), line
         assert all(hole["kind"] in KINDS for hole in HOLE.finditer(line) if hole["slot"]), line
+
+
+def test_who_interrupts_the_demo_gets_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train_all", interrupted)
+    for name in ("transformers_logging", "keep_freed_memory", "torch"):  # which would stay as the demo sets them
+        monkeypatch.setattr(run, name, MagicMock())
+    with pytest.raises(SystemExit) as end:
+        run.main(["--output", str(tmp_path)])
+    assert end.value.code == 130
+    assert capsys.readouterr().out.startswith("interrupted; the same command begins anew")

@@ -190,7 +190,10 @@ def read(folder: str | Path) -> Stored:
         raise StoreError(f"{folder} is no adapter folder of attentune: it has no {', '.join(missing)}")
     card = TaskCard.from_json((place / CARD).read_bytes(), f"{folder}/{CARD}")
     if card.method not in METHODS:
-        raise StoreError(f"{folder} uses method {card.method!r}; known are {', '.join(METHODS)}")
+        raise StoreError(
+            f"{folder} uses method {card.method!r}; known are {', '.join(METHODS)} "
+            "(one of your own is registered before: attentune.register)"
+        )
     method = peft_config(place)
     _check_config(method, card, folder)
     _check_whole(place)

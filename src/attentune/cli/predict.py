@@ -184,7 +184,7 @@ def from_lines(lines: Iterable[str], form: Form) -> list[Any]:
     """
     found = [_from_line(line.rstrip("\r\n"), number, form) for number, line in enumerate(lines, 1)]
     if not found:
-        raise DataError("no text to answer")
+        raise DataError("no text to answer; give it after the adapter, as lines on standard input, or with --file")
     return found
 
 

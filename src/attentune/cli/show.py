@@ -42,7 +42,7 @@ def wait() -> None:
 
 
 @contextmanager
-def resumable(onward: str = "with --resume goes on from the last checkpoint") -> Generator[None]:
+def resumable(onward: str = "with --resume goes on from the last checkpoint, if there is one yet") -> Generator[None]:
     """Training, or what else takes long: who interrupts it is told how the same command goes on."""
     try:
         yield

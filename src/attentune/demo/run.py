@@ -68,7 +68,9 @@ def train_all(output: Path, console: Console, epochs: int | None = None) -> list
         console.print(f"{task}: training {method} ...")
         data, rounds = str(path(task, "train").parent), epochs or EPOCHS[task]
         given: dict[str, Any] = {"epochs": rounds, "max_length": 64, "precision": _precision()}
-        result = train(data, method, output / task, report=_quiet, **given)
+        # Shown on a terminal while it lasts; a log is spared the single epochs.
+        with console.status("reading") as status:
+            result = train(data, method, output / task, report=status.update, **given)
         metric = result.card.task.main_metric
         around = result.metrics["intervals"]["test"][metric]
         run, weights = result.metrics["run"], result.folder / "adapter_model.safetensors"
@@ -111,10 +113,6 @@ def _precision() -> str:
     """bfloat16 where the processor multiplies it natively; elsewhere it would be slower than float32."""
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return "bfloat16" if native is not None and native() else "float32"
-
-
-def _quiet(line: str) -> None:
-    """Progress of single epochs is more than a demo's reader wants."""
 
 
 def _test_rows(task: str, count: int) -> list[dict[str, Any]]:
@@ -205,8 +203,12 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     console, begin = Console(), time.perf_counter()
     options.output.mkdir(parents=True, exist_ok=True)
-    lines = train_all(options.output, console, options.epochs)
-    asked, took = ask(options.output)
+    try:
+        lines = train_all(options.output, console, options.epochs)
+        asked, took = ask(options.output)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command begins anew (`--epochs 1` for a quick look)")
+        raise SystemExit(130) from None
     show(lines, asked, took, console)
     seconds = time.perf_counter() - begin
     write_report(options.output / "report.html", lines, asked, took, seconds)
