@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from jinja2 import Environment
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
@@ -68,9 +70,8 @@ def train_all(output: Path, console: Console, epochs: int | None = None) -> list
         console.print(f"{task}: training {method} ...")
         data, rounds = str(path(task, "train").parent), epochs or EPOCHS[task]
         given: dict[str, Any] = {"epochs": rounds, "max_length": 64, "precision": _precision()}
-        # Shown on a terminal while it lasts; a log is spared the single epochs.
-        with console.status("reading") as status:
-            result = train(data, method, output / task, report=status.update, **given)
+        with console.status(f"the first of {rounds} epochs") as status:
+            result = train(data, method, output / task, report=_epochs(status), **given)
         metric = result.card.task.main_metric
         around = result.metrics["intervals"]["test"][metric]
         run, weights = result.metrics["run"], result.folder / "adapter_model.safetensors"
@@ -107,6 +108,11 @@ def ask(output: Path, each: int = 3) -> tuple[list[Asked], float]:
         for (task, row), found in zip(rows, answers, strict=True)
     ]
     return asked, took
+
+
+def _epochs(status: Status) -> Callable[[str], None]:
+    """Show on a terminal which epoch is done; a log is spared them."""
+    return lambda line: status.update(line) if line.startswith("epoch") else None
 
 
 def _precision() -> str:
