@@ -151,14 +151,9 @@ def check_writable(folder: str | Path) -> Path:
     return target
 
 
-def tell_replaced(folder: str | Path, report: Callable[[str], None], own: str | Path | None = None) -> None:
-    """Say that an adapter is where the new one will be, but for `own`, the one that is changed.
-
-    Raises:
-        StoreError: as `check_writable`.
-    """
-    target = check_writable(folder)
-    same = own is not None and Path(own).expanduser().resolve() == target.resolve()
+def tell_replaced(target: Path, report: Callable[[str], None], own: Path | None = None) -> None:
+    """Say that an adapter is where the new one will be, unless it is `own`, the one that is changed."""
+    same = own is not None and own.expanduser().resolve() == target.resolve()
     if (target / CONFIG).is_file() and not same:
         report(f"{target.name} holds an adapter already; the new one takes its place when it is done")
 

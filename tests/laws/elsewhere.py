@@ -47,6 +47,7 @@ class Module(backend_registration._DummyBackendModule):  # pyright: ignore[repor
 
 
 LOOKS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+MAKE = torch.tensor
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
@@ -71,21 +72,17 @@ class Waits(TorchDispatchMode):
         return found
 
 
-def made(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
     """torch.tensor, which does not know that tensors may have no numbers."""
-
-    def tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
-        found = make(data, *args, **kwargs)
-        return found if device is None else torch.zeros(found.shape, dtype=found.dtype, device=device)
-
-    return tensor
+    found = MAKE(data, *args, **kwargs)
+    return found if device is None else torch.zeros(found.shape, dtype=found.dtype, device=device)
 
 
 @contextmanager
 def elsewhere() -> Generator[tuple[FakeTensorMode, Waits]]:
     """Run what is inside on tensors without numbers."""
     mode, waits = FakeTensorMode(allow_non_fake_inputs=True), Waits()
-    with patch("torch.tensor", made(torch.tensor)), patch("torch.as_tensor", made(torch.tensor)), mode, waits:
+    with patch("torch.tensor", tensor), patch("torch.as_tensor", tensor), mode, waits:
         yield mode, waits
 
 

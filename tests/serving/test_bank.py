@@ -175,7 +175,7 @@ def test_sources_that_tasks_share_are_kept_once(bert: Any, tmp_path: Path) -> No
     shelves = [bank.add(folder.name, folder).shelf for folder in (*same, other)]
     assert shelves[0] is shelves[1]
     assert shelves[2] is not shelves[0]
-    assert not any(name.endswith("source_prompts") for name, _ in shelves[0].names)
+    assert not any(name.endswith("source_prompts") for name in shelves[0].wanted)
 
 
 def test_cards_go_with_their_last_task(bert: Any, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def calibrate_command(
     from attentune import store
     from attentune.training.recalibrate import recalibrate
 
-    store.tell_replaced(output, show.progress, own=folder)
+    store.tell_replaced(store.check_writable(output), show.progress, own=folder)
     stored = recalibrate(folder, data, output, split, backbone, batch_size)
     calibration, trust = stored.card.calibration, stored.metrics["calibration"]["validation"]
     if json:

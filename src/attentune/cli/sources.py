@@ -117,7 +117,7 @@ def edit_command(
 
     if not add and not remove:
         raise ConfigError("nothing to do; wanted --add NAME or --remove NAME")
-    store.tell_replaced(output, show.progress, own=folder)
+    store.tell_replaced(store.check_writable(output), show.progress, own=folder)
     stored = with_sources(folder, output, add or (), remove or (), library)
     names = stored.config["source_names"]
     if json:

@@ -70,7 +70,7 @@ def train_all(output: Path, console: Console, epochs: int | None = None) -> list
         console.print(f"{task}: training {method} ...")
         data, rounds = str(path(task, "train").parent), epochs or EPOCHS[task]
         given: dict[str, Any] = {"epochs": rounds, "max_length": 64, "precision": _precision()}
-        with console.status(f"the first of {rounds} epochs") as status:
+        with console.status(f"epoch 1 of {rounds}") as status:
             result = train(data, method, output / task, report=_epochs(status), **given)
         metric = result.card.task.main_metric
         around = result.metrics["intervals"]["test"][metric]

@@ -76,7 +76,7 @@ def check_known(shelf: Shelf, head: Head, config: MethodConfig, tensors: Mapping
     Raises:
         StoreError: there is a tensor without one.
     """
-    known = {name for name, _ in shelf.names} | set(head.names) | set(frozen_tensors(config, tensors))
+    known = shelf.wanted.keys() | set(head.names) | set(frozen_tensors(config, tensors))
     if unknown := sorted(set(tensors) - known):
         raise StoreError(f"the adapter does not fit this backbone: it has {len(unknown)} unknown tensors, {unknown[0]}")
 

@@ -35,9 +35,9 @@ class Stretch:
         return [len(self.layers) * torch.Size(shape).numel() for shape in self.shapes.values()]
 
     @property
-    def names(self) -> list[tuple[str, tuple[int, ...]]]:
-        """The tensors of a file with their shapes, in the order of the flat row."""
-        return [(f"{path}.{key}", shape) for key, shape in self.shapes.items() for path in self.paths]
+    def wanted(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of its tensors by their names in a file, in the order of the flat row."""
+        return {f"{path}.{key}": shape for key, shape in self.shapes.items() for path in self.paths}
 
 
 class Shelf:
@@ -85,16 +85,13 @@ class Shelf:
         self.stretches = list(stretches.values())
         self.sizes = [size for stretch in self.stretches for size in stretch.sizes]
         self.size = sum(self.sizes)
+        self.wanted = {name: shape for stretch in self.stretches for name, shape in stretch.wanted.items()}
+        """The shapes of the tensors that make a row, by their names in a file, in its order."""
         for layer in sites.values():
             layer.hollow(name)
         inside = [layer.index if layer.site != Site.PROMPT else 0 for layer in sites.values()]
         self.first = min(inside, default=0)
         """The first block that it changes something in; 0 where it puts prompts in front."""
-
-    @property
-    def names(self) -> list[tuple[str, tuple[int, ...]]]:
-        """The tensors of a file that make a row, with their shapes, in its order."""
-        return [name for stretch in self.stretches for name in stretch.names]
 
     def row(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The tensors of a file -> [N], float32.
@@ -102,7 +99,7 @@ class Shelf:
         Raises:
             StoreError: one is missing, has another shape, or holds a number that is not finite.
         """
-        parts = [_fitting(tensors, name, shape).flatten() for name, shape in self.names]
+        parts = [_fitting(tensors, name, shape).flatten() for name, shape in self.wanted.items()]
         return torch.cat(parts) if parts else torch.zeros(0)
 
     def group(self, rows: Sequence[Tensor], at: Tensor | None, start: int | None = None) -> Group:
