@@ -191,7 +191,7 @@ def test_refusals(tiny_bert: Path, tmp_path: Path) -> None:
     where = str(tiny_bert)
     with pytest.raises(ConfigError, match="no method 'lora'; the methods are tiny_attention"):
         train(rows, "lora", tmp_path / "a", where)
-    with pytest.raises(ConfigError, match="a recipe has no key 'epoch', did you mean 'epochs'"):
+    with pytest.raises(ConfigError, match=r"^a recipe has no key 'epoch', did you mean 'epochs'\?$"):
         train(rows, "pasta", tmp_path / "a", where, epoch=3)
     with pytest.raises(ConfigError, match="no metric 'f2' for classification; there are accuracy"):
         train(rows, "pasta", tmp_path / "a", where, metric="f2")

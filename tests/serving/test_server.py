@@ -32,7 +32,7 @@ def test_an_item_that_fails_fails_alone(client: TestClient) -> None:
     good, *bad = client.post("/v1/predict", json={"items": items}).json()["answers"]
     assert good["answer"]["label"]
     assert [answer["error"]["status"] for answer in bad] == [404, 422, 422]
-    assert bad[0]["error"]["detail"] == "there is no task 'nobody'"
+    assert bad[0]["error"]["detail"] == "there is no task 'nobody'; /v1/tasks lists those there are"
 
 
 def test_lines_come_with_their_index(client: TestClient) -> None:
@@ -81,10 +81,29 @@ def test_the_page_of_the_paths_fetches_nothing_from_elsewhere(client: TestClient
     assert [path for path in fetched if not path.startswith("/")] == []
 
 
-def test_unknown_paths_and_methods_are_problem_documents(client: TestClient) -> None:
-    assert client.get("/nowhere").json()["status"] == 404
-    assert client.delete("/v1/predict").json()["status"] == 405
-    assert client.get("/v1/tasks/nobody").json()["detail"] == "there is no task 'nobody'"
+@pytest.mark.parametrize(
+    ("method", "path", "status", "detail"),
+    [
+        ("GET", "/v1/task", 404, "there is nothing at /v1/task; /docs says what there is"),
+        ("DELETE", "/v1/predict", 405, "/v1/predict takes POST, not DELETE"),
+        ("POST", "/v1/tasks/tone", 405, "/v1/tasks/tone takes DELETE, GET, PUT, not POST"),
+        ("GET", "/v1/tasks/nobody", 404, "there is no task 'nobody'; /v1/tasks lists those there are"),
+    ],
+)
+def test_what_is_not_there_is_a_problem_document_that_says_what_is(
+    client: TestClient, method: str, path: str, status: int, detail: str
+) -> None:
+    answer = client.request(method, path)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (answer.json()["status"], answer.json()["detail"]) == (status, detail)
+
+
+def test_the_list_of_tasks_leaves_the_scores_to_each(client: TestClient) -> None:
+    listed = client.get("/v1/tasks").json()
+    assert [task["name"] for task in listed] == ["names", "tone", "topic"]
+    for task in listed:
+        found = client.get(f"/v1/tasks/{task['name']}").json()
+        assert found == task | {"scores": found["scores"]}
 
 
 def test_a_stream_ends_in_time(tiny_bert: Path, folder: Path) -> None:

@@ -79,6 +79,11 @@ class TaskInfo(BaseModel):
     version: VersionInfo
     earlier: list[VersionInfo]
     trial: TrialInfo | None
+
+
+class TaskDetails(TaskInfo):
+    """A task, its versions, and what training measured of the one that answers."""
+
     scores: dict[str, Any]
 
 

@@ -37,7 +37,7 @@ class ProblemDocument(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"type": "about:blank", "title": "Not Found", "status": 404, "detail": "there is no task 'intent'"}
+                {"type": "about:blank", "title": "Not Found", "status": 404, "detail": "there is nothing at /v1/task"}
             ]
         }
     )
@@ -96,10 +96,13 @@ def install(app: FastAPI) -> None:
         return Problem(422, _fault(error.errors()))
 
     async def http(request: Request, error: Any) -> Problem:
-        headers = dict(error.headers or {})
+        headers, detail, path = dict(error.headers or {}), str(error.detail), request.url.path
+        if error.status_code == 404:
+            detail = f"there is nothing at {path}; /docs says what there is"
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_methods(app, request))
-        return Problem(error.status_code, str(error.detail), headers)
+            detail = f"{path} takes {headers['Allow']}, not {request.method}"
+        return Problem(error.status_code, detail, headers)
 
     async def gone(_: Request, error: Any) -> Problem:
         return Problem(400, "the client has gone")

@@ -25,6 +25,7 @@ from attentune.serving.forms import (
     PredictResponse,
     RollBack,
     Status,
+    TaskDetails,
     TaskInfo,
     TrialInfo,
     Verdict,
@@ -154,9 +155,9 @@ def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], 
         return [_info(name, served) for name, served in service.tasks(key)]
 
     @app.get("/v1/tasks/{name}", responses=document.problems(*ASKED, 404))
-    def task(name: str, key: Annotated[Key, Depends(predict_key)]) -> TaskInfo:  # pyright: ignore[reportUnusedFunction]
-        """One task."""
-        return _info(name, service.visible(key, name))
+    def task(name: str, key: Annotated[Key, Depends(predict_key)]) -> TaskDetails:  # pyright: ignore[reportUnusedFunction]
+        """One task, with its scores."""
+        return _details(name, service.visible(key, name))
 
     @app.put(
         "/v1/tasks/{name}",
@@ -171,7 +172,7 @@ def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], 
         key: Annotated[Key, Depends(admin_key)],
         share: Annotated[float | None, Query(gt=0, le=1, description="Try it on this share of the asks.")] = None,
         shadow: Annotated[bool, Query(description="Let it answer along unheard, and count agreement.")] = False,
-    ) -> TaskInfo:
+    ) -> TaskDetails:
         """Serve an adapter folder under a name, new or in place of another version: a tar, or a folder by its name."""
         _refuse_hidden(key, name)
         content = await request.body()
@@ -179,10 +180,10 @@ def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], 
         if local:
             _refuse_bound(key, "name a folder of the server: it may hold the tasks of others")
 
-        def serve() -> TaskInfo:
+        def serve() -> TaskDetails:
             fill = copy_of(_local_folder(content)) if local else partial(unpack, content, service.limits.upload_limit)
             registry.put(name, fill, share, shadow)
-            return _info(name, registry.task(name))
+            return _details(name, registry.task(name))
 
         return await run_in_threadpool(serve)
 
@@ -195,20 +196,20 @@ def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], 
     @app.post("/v1/tasks/{name}/rollback", responses=document.problems(*ASKED, 404, 409, 422))
     def roll_back(  # pyright: ignore[reportUnusedFunction]
         name: str, body: RollBack, key: Annotated[Key, Depends(admin_key)]
-    ) -> TaskInfo:
+    ) -> TaskDetails:
         """Let an earlier version answer again."""
         service.visible(key, name)
         registry.roll_back(name, body.version)
-        return _info(name, registry.task(name))
+        return _details(name, registry.task(name))
 
     @app.post("/v1/tasks/{name}/trial", responses=document.problems(*ASKED, 404, 409, 422))
     def end_trial(  # pyright: ignore[reportUnusedFunction]
         name: str, body: Verdict, key: Annotated[Key, Depends(admin_key)]
-    ) -> TaskInfo:
+    ) -> TaskDetails:
         """End the trial: the version answers from now on, or goes."""
         service.visible(key, name)
         registry.end_trial(name, body.promote)
-        return _info(name, registry.task(name))
+        return _details(name, registry.task(name))
 
 
 def _add_health(app: FastAPI, service: Service, admin_key: Callable[..., Key]) -> None:
@@ -279,5 +280,8 @@ def _info(name: str, served: Served) -> TaskInfo:
         trial=None
         if trial is None
         else TrialInfo(version=version(trial.version), share=trial.share, shadow=trial.shadow),
-        scores=store.metrics_of(served.active.entry.folder),
     )
+
+
+def _details(name: str, served: Served) -> TaskDetails:
+    return TaskDetails(**dict(_info(name, served)), scores=store.metrics_of(served.active.entry.folder))

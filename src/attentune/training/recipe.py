@@ -27,6 +27,8 @@ FOLDERS = (
     "classification", "pair", "multilabel", "regression", "tagging", "question_answering", "multiple_choice",
     "generation", "long_documents",
 )  # fmt: skip
+FEW = 20
+"""Names that a sentence can list."""
 
 
 def option(default: Any, text: str) -> Any:
@@ -299,7 +301,8 @@ def _check_keys(keys: Any, known: Sequence[str], where: str, what: str = "key") 
         if key not in known:
             near = get_close_matches(key, known, n=1)
             hint = f", did you mean {near[0]!r}?" if near else "."
-            raise ConfigError(f"{where} has no {what} {key!r}{hint} The {what}s are {', '.join(known)}")
+            there = f" The {what}s are {', '.join(known)}" if not near or len(known) <= FEW else ""
+            raise ConfigError(f"{where} has no {what} {key!r}{hint}{there}")
 
 
 def _options(kind: Any, table: str, values: Mapping[str, Any]) -> Any:
