@@ -129,7 +129,7 @@ def test_a_pooled_prompt_is_past_the_norm_of_the_stack(kind: str) -> None:
         model.add_adapter("one", PrefixPropagationConfig(length=3, init_weights=False, **options))
         batch = batch_of(kind)
         found.append(model.states(batch["input_ids"], batch["attention_mask"]))
-    torch.testing.assert_close(found[0].prefix, found[1].last[:, 0])
+    torch.testing.assert_close(found[0].prefix(), found[1].last[:, 0])
 
 
 @pytest.mark.parametrize("pool", ["text", "prefix"])

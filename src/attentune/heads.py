@@ -5,7 +5,7 @@ A head is one linear layer; or, with words for classes, no tensor at all: the ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -76,6 +76,10 @@ class TaskOutput(ModelOutput):
         return TaskOutput(**found)
 
 
+def no_prefix() -> None:
+    """Nothing stands in front of the text."""
+
+
 @dataclass
 class States:
     """What heads read."""
@@ -86,8 +90,8 @@ class States:
     """[B,T]"""
     pooler: Tensor | None
     """[B,D]"""
-    prefix: Tensor | None
-    """[B,D]"""
+    prefix: Callable[[], Tensor | None] = no_prefix
+    """[B,D] made when a head reads it, which few do."""
     tokens: Tensor | None = None
     """[B,T]"""
     vocabulary: nn.Module | None = None
@@ -106,7 +110,7 @@ class States:
             weight = mask.to(last.dtype)[..., None]
             return (last * weight).sum(1) / weight.sum(1).clamp(min=1)
         if pooling in ("pooler", "prefix"):
-            found = self.pooler if pooling == "pooler" else self.prefix
+            found = self.pooler if pooling == "pooler" else self.prefix()
             if found is None:
                 raise UnsupportedError(
                     f"pooling={pooling!r} needs "

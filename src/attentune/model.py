@@ -6,8 +6,9 @@ LanguageModel is the same for a backbone that writes: its own language head take
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from attentune import store
 from attentune.anatomy import stacks_of
 from attentune.errors import ConfigError, StoreError, UnsupportedError
 from attentune.forward import rows, source_tokens
-from attentune.heads import Heads, States, TaskOutput
+from attentune.heads import Heads, States, TaskOutput, no_prefix
 from attentune.method import MethodConfig
 from attentune.sites import AdapterLayer, stacks_in
 from attentune.tuner import SiteTuner
@@ -247,14 +248,19 @@ class TaskModel(Adapted):
         pooler = getattr(out, "pooler_output", None)
         return States(out.last_hidden_state, attention_mask, pooler, self._prefix(), input_ids, self.heads.vocabulary)
 
-    def _prefix(self) -> Tensor | None:
-        """[B,D] the first prompt row's last state."""
+    def _prefix(self) -> Callable[[], Tensor | None]:
+        """What gives [B,D] the first prompt row's last state, of the batch that has just run."""
         stack = next(iter(stacks_in(self.backbone)), None)
         frame = None if stack is None else stack.frame
         if stack is None or frame is None or frame.states is None or stack.front is None or not frame.width:
-            return None
-        first = stack.front.columns.int().argmax(1)
-        return frame.states[torch.arange(len(first), device=first.device), first]
+            return no_prefix
+        return partial(_first_of, frame.states, stack.front.columns)
+
+
+def _first_of(states: Tensor, columns: Tensor) -> Tensor:
+    """[B,W+T,D] and [B,W] which of the first W are prompt rows -> [B,D] the first of these."""
+    first = columns.int().argmax(1)
+    return states[torch.arange(len(first), device=first.device), first]
 
 
 class LanguageModel(Adapted):

@@ -290,7 +290,7 @@ def _forget(host: nn.Module, layer: AdapterLayer) -> None:
     layer.remove()
     if layer.site == Site.KEY_VALUE and not any(isinstance(c, SiteLayer) for c in host.children()):
         prefix_attention.uninstall(host)
-    layer.stack.layers.remove(layer)
+    layer.stack.release(layer)
 
 
 def _clear_stacks(model: nn.Module) -> None:

@@ -35,7 +35,7 @@ class Plain(nn.Module):
         last = last[:, last.shape[1] - input_ids.shape[1] :]
         if self.head.kind == "token":
             return last
-        return States(last, attention_mask, None, None).pooled(self.head.pooling, None)
+        return States(last, attention_mask, None).pooled(self.head.pooling, None)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> TaskOutput:
         """input_ids [B,T], attention_mask [B,T] -> logits [B,C] or [B,T,C], in the head's precision."""

@@ -76,7 +76,8 @@ class Bank:
         self.model.to(place)
         if quantise is not None:
             quantised.quantise(self.model.backbone, quantise)
-        self.tiers = Tiers(self._read, self.model.device, hot_bytes, warm_bytes)
+        self.device = self.model.device
+        self.tiers = Tiers(self._read, self.device, hot_bytes, warm_bytes)
         self.graphs = Graphs(self.model) if cuda_graphs else None
         self._tasks: dict[str, Entry] = {}
         # A shelf lives as long as an entry that stands on it, which a batch in flight holds, too.
@@ -201,11 +202,11 @@ class Bank:
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         with self._running, torch.inference_mode():
             self._clear()
-            there = {key: value.to(self.model.device) for key, value in given.items()}
+            there = {key: value.to(self.device) for key, value in given.items()}
             order = order_of(held)
             if order == sorted(order):
                 return self._answer(held, there, prompt_attention)
-            rows = torch.tensor(order, device=self.model.device)
+            rows = torch.tensor(order, device=self.device)
             output = self._answer(
                 [held[i] for i in order],
                 {key: value.index_select(0, rows) for key, value in there.items()},
@@ -239,7 +240,7 @@ class Bank:
 
     def _fanned(self, held: Sequence[Held | None], given: Mapping[str, Tensor], stack: Stack, shared: Plan) -> States:
         """One text for many tasks is one row until they part."""
-        lead = torch.tensor(shared.lead, device=self.model.device)
+        lead = torch.tensor(shared.lead, device=self.device)
         apart = [held[i] if first_block(held[i], stack.joints) < shared.block else None for i in shared.lead]
         rows = torch.tensor(shared.rows, device=lead.device)
         fan = Fan(shared.block, rows, tuple(groups(held, lead.device)), len(lead))
@@ -249,8 +250,7 @@ class Bank:
 
     def _requested(self, held: Sequence[Held | None], stacks: Sequence[Stack]) -> AbstractContextManager[None]:
         names = [BASE if one is None else one.entry.name for one in held]
-        device = self.model.device
-        return requested(stacks, RowRequest.given(names, tuple(groups(held, device)), device))
+        return requested(stacks, RowRequest.given(names, tuple(groups(held, self.device)), self.device))
 
     def _read(self, key: Hashable) -> Tensor:
         entry = cast("Entry", key)
@@ -269,7 +269,7 @@ class Bank:
                 raise StoreError(
                     f"adapter {task!r} has words for its classes, and the bank's backbone has no masked-LM head"
                 )
-            self.model.heads.vocabulary = found.to(self.model.device)
+            self.model.heads.vocabulary = found.to(self.device)
 
     def _shelf(self, config: MethodConfig, tensors: Mapping[str, Tensor]) -> Shelf:
         shared = frozen_tensors(config, tensors)

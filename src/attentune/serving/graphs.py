@@ -88,7 +88,7 @@ class Graphs:
             found["last"][:batch, :length],
             given["attention_mask"],
             found["pooler"][:batch] if "pooler" in found else None,
-            found["prefix"][:batch] if "prefix" in found else None,
+            lambda: found["prefix"][:batch] if "prefix" in found else None,
             given["input_ids"],
             self.model.heads.vocabulary,
         )
@@ -149,7 +149,7 @@ def run(model: TaskModel, shelf: Shelf, given: Mapping[str, Tensor]) -> Tensors:
         "last": states.last,
         "holds": holds,
         "pooler": states.pooler,
-        "prefix": states.prefix,
+        "prefix": states.prefix(),
         "weights": torch.stack([row for row in weights if row is not None]) if weights is not None else None,
     }
     return {name: value for name, value in found.items() if value is not None}

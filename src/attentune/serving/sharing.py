@@ -23,7 +23,7 @@ def plan(inputs: Mapping[str, Tensor], parts: Sequence[int]) -> Plan | None:
 
     inputs: tensors [B, ...]; parts: [B] the block at which each row's adapter first edits something.
     """
-    if not any(parts):
+    if len(parts) < 2 or not any(parts):
         return None
     texts = _texts(inputs)
     best: Plan | None = None

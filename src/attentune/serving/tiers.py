@@ -76,6 +76,8 @@ class Tiers:
                 return row
             row = self.warm.get(key)
             self.hits["cold" if row is None else "warm"] += 1
+            if row is not None and self.hot is self.warm:
+                return row
             drops = self._drops
         fresh = row is None
         if row is None:

@@ -2,20 +2,21 @@
 
 from torch import nn
 
-from attentune.sites.stack import Stack
+from attentune.sites.stack import STACK_CHILD, Stack
 
 
 def stacks_in(model: nn.Module) -> list[Stack]:
     """The stacks of a model, an encoder's before its decoder's.
 
-    They stand beside the list of blocks, never in it: not to look there is ten times as fast, and every forward asks.
+    One stands beside its list of blocks, never in it, and nothing in there has another: not to look there is ten times
+    as fast, and every forward asks.
     """
     found: list[Stack] = []
     waiting = [model]
-    while waiting:
-        module = waiting.pop(0)
-        if isinstance(module, Stack):
-            found.append(module)
+    for module in waiting:
+        stack = getattr(module, STACK_CHILD, None)
+        if isinstance(stack, Stack):
+            found.append(stack)
         elif not isinstance(module, nn.ModuleList):
             waiting.extend(module.children())
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,18 +81,19 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             return {key: value[None] for key, value in sets[0].items()}
         return {key: torch.stack([s[key] for s in sets]).index_select(0, group.which) for key in sets[0]}
 
-    def groups(self, frame: Frame | None) -> Iterator[Group]:
-        """The groups of a batch that this layer serves; without a frame, the active adapters."""
+    def groups(self, given: Sequence[Group] | None) -> list[Group]:
+        """Those of a batch's groups that this layer serves; None: its active adapters."""
         if self._disable_adapters:
-            return
-        if frame is not None and frame.groups is not None:
-            yield from (g for g in frame.groups if g.names[0] in self.configs)
-            return
+            return []
+        if given is not None:
+            return [group for group in given if group.names[0] in self.configs]
+        found: list[Group] = []
         for name in self.active_adapters:
             if name in self.configs and name not in self.merged_adapters:
                 method = type(self.configs[name]).method
                 assert method is not None
-                yield Group(method, self.configs[name], (name,))
+                found.append(Group(method, self.configs[name], (name,)))
+        return found
 
     def _get_available_adapters(self) -> set[str]:
         return set(self.configs)
@@ -159,7 +160,8 @@ class SiteLayer(AdapterLayer):
         work = y.dtype
         for dtype in {value.dtype for value in p.values()}:
             work = torch.promote_types(work, dtype)
-        p = {key: value.to(work) for key, value in p.items()}
+        if any(value.dtype != work for value in p.values()):
+            p = {key: value.to(work) for key, value in p.items()}
         if not group.prepared:
             p = self.method.prepare(group.cfg, self.site, p)
         x = x.to(work) if torch.is_tensor(x) and x.is_floating_point() else x
@@ -167,11 +169,11 @@ class SiteLayer(AdapterLayer):
         frame.fresh = (fresh or y.dtype != work) and not torch.is_grad_enabled()
         return self.method.edits[self.site](group.cfg, p, x, y.to(work), frame)
 
-    def _run(self, x: Tensor, y: Tensor) -> Tensor:
+    def _run(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """The edited y; None where none of the batch's adapters acts here, as at most sites of a bank."""
         frame = self.stack.frame
-        groups = () if frame is None else tuple(self.groups(frame))
-        if frame is None or not groups:
-            return y
+        if frame is None or not (groups := self.groups(frame.groups)):
+            return None
         if self.place.time_first:
             x, y = x.transpose(0, 1), y.transpose(0, 1)
         if self.place.part[1] > 1:
@@ -214,16 +216,16 @@ class SiteLayer(AdapterLayer):
         return self.edit(group, x, y, frame, fresh).to(y.dtype)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (self._run(args[0], args[0]), *args[1:]), kwargs
-        h = kwargs["hidden_states"]
-        return args, {**kwargs, "hidden_states": self._run(h, h)}
+        h: Tensor = args[0] if args else kwargs["hidden_states"]
+        edited = self._run(h, h)
+        if edited is None:
+            return None
+        return ((edited, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": edited})
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         x: Any = args[0] if args else kwargs.get("hidden_states")
-        if isinstance(out, tuple):
-            return (self._run(x, out[0]), *out[1:])
-        return self._run(x, out)
+        edited = self._run(x, out[0] if isinstance(out, tuple) else out)
+        return (edited, *out[1:]) if isinstance(out, tuple) and edited is not None else edited
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add adapters to the host's weight.

@@ -59,7 +59,7 @@ def _prefixes(module: nn.Module, key: Tensor) -> tuple[Tensor, Tensor, Tensor, b
         if not isinstance(layer, SiteLayer) or layer.site != Site.KEY_VALUE or layer.stack.frame is None:
             continue
         frame = layer.stack.frame
-        for group in layer.groups(frame):
+        for group in layer.groups(frame.groups):
             k, v = layer.edit(group, None, key, layer.stack.view(group, frame))
             parts.append((group.rows, k.to(key.dtype), v.to(key.dtype)))
     if not parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,7 @@ class Stack(nn.Module):
         self.fan: Fan | None = None
         """How the batch in flight widens on its way through the blocks."""
         self.layers: list[SiteLayer] = []
+        self._fronts: list[SiteLayer] = []
         self._names = [n for n in inspect.signature(host.forward).parameters if n not in ("args", "kwargs")]
         self._model_names: list[str] = []
         self._tapped: set[tuple[Site, int]] = set()
@@ -114,12 +115,20 @@ class Stack(nn.Module):
     def adopt(self, layer: SiteLayer) -> None:
         """Take a site in, with the taps that it needs."""
         self.layers.append(layer)
+        if layer.site == Site.PROMPT:
+            self._fronts.append(layer)
         if layer.place.residual:
             self.tap(Site(layer.place.residual), [layer.index])
         if self.repeats(layer.site):
             attention = self._module(self.anatomy.block_path(layer.index, self.anatomy.attention))
             if getattr(attention, "share_att_key", False):
                 self._handles.append(attention.register_forward_hook(self._group_by_group, with_kwargs=True))
+
+    def release(self, layer: SiteLayer) -> None:
+        """Forget a site."""
+        for known in (self.layers, self._fronts):
+            if layer in known:
+                known.remove(layer)
 
     def tap(self, site: Site, blocks: Iterable[int]) -> None:
         """Remember what leaves a site (for BLOCK_INPUT: what enters the block) in the blocks that ask for it."""
@@ -184,22 +193,14 @@ class Stack(nn.Module):
 
     def prompts(self, groups: tuple[Group, ...] | None) -> list[tuple[SiteLayer, Group]]:
         """The PROMPT sites with the groups that they serve."""
-        found: list[tuple[SiteLayer, Group]] = []
-        for layer in self.layers:
-            if layer.site == Site.PROMPT:
-                served = layer.groups(None) if groups is None else (g for g in groups if g.names[0] in layer.configs)
-                found += [(layer, group) for group in served if not layer.disable_adapters]
-        return found
+        return [(layer, group) for layer in self._fronts for group in layer.groups(groups)]
 
-    def served(self, groups: tuple[Group, ...] | None) -> list[Group]:
+    def served(self, groups: Sequence[Group] | None) -> list[Group]:
         """The groups of a batch that act anywhere in this stack, each once."""
-        found = (
-            group
-            for layer in self.layers
-            for group in (layer.groups(None) if groups is None else groups)
-            if group.names[0] in layer.configs and not layer.disable_adapters
-        )
-        return list({(group.method.name, group.names): group for group in found}.values())
+        if groups is not None:
+            return [group for group in groups if any(layer.groups((group,)) for layer in self.layers)]
+        active = (group for layer in self.layers for group in layer.groups(None))
+        return list({(group.method.name, group.names): group for group in active}.values())
 
     def refresh_views(self, frame: Frame) -> None:
         """Show the widened mask to the views that were made before there was one."""

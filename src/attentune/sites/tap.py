@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from attentune.anatomy import Place
 from attentune.method import Group, Site
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ class Tap:
     stack: Stack
     site: Site
     index: int
+    place: Place = field(init=False)
+    again: bool = field(init=False)
+    """The block calls the place more than once."""
+
+    def __post_init__(self) -> None:
+        self.place, self.again = self.stack.anatomy.places[self.site], self.stack.repeats(self.site)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what enters."""
@@ -52,8 +59,8 @@ class Tap:
         self._keep(out[0] if isinstance(out, tuple) else out)
 
     def _keep(self, value: Tensor) -> None:
-        frame, place = self.stack.frame, self.stack.anatomy.places[self.site]
-        if frame is None or (self.stack.repeats(self.site) and self.site in frame.seen):
+        frame, place = self.stack.frame, self.place
+        if frame is None or (self.again and self.site in frame.seen):
             return
         i, n = place.part
         value = value.chunk(n, -1)[i] if n > 1 else value

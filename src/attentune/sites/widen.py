@@ -106,7 +106,7 @@ def _continued(frame: Frame) -> Front | None:
 
 def _started(stack: Stack, frame: Frame, served: Served, call: Call) -> Front | None:
     lengths = _positive([(group, group.method.prompt_length(group.cfg)) for _, group in served])
-    shifts = _positive([(group, group.method.position_shift(group.cfg)) for group in stack.served(frame.groups)])
+    shifts = _shifts(stack, frame)
     if not lengths and not shifts:
         return None
     if frame.groups is None and len(lengths) > 1:
@@ -119,12 +119,20 @@ def _started(stack: Stack, frame: Frame, served: Served, call: Call) -> Front | 
     device = (call["inputs_embeds"] if tokens is None else tokens).device
     limit = None if stack.anatomy.rotary else max_length(stack.config)
     fits = limit is None or frame.length + width + sum(by for _, by in shifts) <= limit
-    if frame.groups is None:
+    if frame.uniform:
         columns = torch.ones(frame.batch, width, dtype=torch.bool, device=device)
         return Front(columns, width + sum(by for _, by in shifts), mixed=False, fits=fits)
     prompt = _per_row(frame, lengths, device)
     columns = torch.arange(width, device=device) >= width - prompt
     return Front(columns, prompt + _per_row(frame, shifts, device), mixed=True, fits=fits)
+
+
+def _shifts(stack: Stack, frame: Frame) -> list[tuple[Group, int]]:
+    """By how much the text moves where nothing stands in front of it."""
+    groups = frame.groups
+    if groups is not None:  # Few methods do so, and to find where a group acts takes a look at many sites.
+        groups = [group for group in groups if group.method.position_shift(group.cfg)]
+    return _positive([(group, group.method.position_shift(group.cfg)) for group in stack.served(groups)])
 
 
 def _positive(numbers: list[tuple[Group, int]]) -> list[tuple[Group, int]]:
@@ -161,7 +169,7 @@ def _check(stack: Stack, frame: Frame, front: Front, call: Call) -> None:
 def _check_room(stack: Stack, frame: Frame, front: Front) -> None:
     """Refuse a row whose text moves beyond the positions of the backbone; padding needs none of its own."""
     limit = max_length(stack.config) or 0
-    shift = torch.as_tensor(front.shift, device=front.columns.device).expand(frame.batch, 1)[:, 0]
+    shift = (front.columns.new_zeros(frame.batch, 1, dtype=torch.long) + front.shift)[:, 0]
     end = torch.full_like(shift, frame.length)
     if frame.mask is not None:
         begin = torch.where(shift > 0, frame.mask.int().argmax(1), 0)
@@ -192,10 +200,13 @@ def _prompt(stack: Stack, frame: Frame, layer: SiteLayer, group: Group, embeds: 
 def _put_in_front(
     stack: Stack, frame: Frame, front: Front, embeds: Tensor, prompts: list[tuple[Group, Tensor]], call: Call
 ) -> None:
-    block = embeds.new_zeros(frame.batch, frame.width, embeds.shape[-1])
-    for group, rows in prompts:
-        rows = torch.nn.functional.pad(rows, (0, 0, frame.width - rows.shape[1], 0))
-        block = group.put(block, rows)
+    if frame.uniform:
+        block = next(rows for _, rows in prompts if rows.shape[1])
+    else:
+        block = embeds.new_zeros(frame.batch, frame.width, embeds.shape[-1])
+        for group, rows in prompts:
+            rows = torch.nn.functional.pad(rows, (0, 0, frame.width - rows.shape[1], 0))
+            block = group.put(block, rows)
     call["input_ids"], call["inputs_embeds"] = None, torch.cat([block.expand(frame.batch, -1, -1), embeds], 1)
     types = call.get("token_type_ids")
     if types is None and stack.has_types and not front.fits:
@@ -213,7 +224,8 @@ def _widen_mask(frame: Frame, front: Front, call: Call) -> Tensor | None:
         so_far = frame.length + max(frame.past - width, 0)
         mask = front.columns.new_ones(frame.batch, so_far, dtype=torch.long)
     if mask is not None and width:
-        columns = front.columns.repeat_interleave(len(mask) // len(front.columns), 0)
+        times = len(mask) // len(front.columns)
+        columns = front.columns if times == 1 else front.columns.repeat_interleave(times, 0)
         call["attention_mask"] = torch.cat([columns.to(mask.dtype), mask], 1)
         frame.mask = call["attention_mask"].bool()
     return mask
@@ -228,8 +240,10 @@ def _tell_positions(stack: Stack, frame: Frame, front: Front, mask: Tensor | Non
         return
     text = _text_positions(stack, frame, front, mask, call)
     if frame.width:
-        before = torch.arange(frame.width, device=text.device) - (~front.columns).sum(1, keepdim=True)
-        text = torch.cat([before.clamp(min=0), text.expand(frame.batch, -1)], 1)
+        before = torch.arange(frame.width, device=text.device)[None]
+        if front.mixed:
+            before = (before - (~front.columns).sum(1, keepdim=True)).clamp(min=0)
+        text = torch.cat([before.expand(frame.batch, -1), text.expand(frame.batch, -1)], 1)
     if kind == "table":
         front.positions = text
     else:
@@ -252,8 +266,8 @@ def _text_positions(stack: Stack, frame: Frame, front: Front, mask: Tensor | Non
     if mask is not None:
         # Counted from the first real token, so that padding on the left is exact; a row that nothing stands in front of
         # keeps the backbone's own count.
-        moved = torch.as_tensor(front.shift, device=device) > 0
-        index = torch.where(moved, (index - mask.bool().int().argmax(1, keepdim=True)).clamp(min=0), index)
+        counted = (index - mask.bool().int().argmax(1, keepdim=True)).clamp(min=0)
+        index = torch.where(front.shift > 0, counted, index) if torch.is_tensor(front.shift) else counted
     index = index + front.shift
     if front.fits or frame.past:
         return index
