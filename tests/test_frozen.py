@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from laws.cells import FORMS, Form, adapted, refused
-from laws.zoo import ZOO, answer, batch_of, model_of
+from laws.zoo import CACHE, ZOO, answer, batch_of, model_of
 from safetensors.torch import load_file
 from test_generate import QUICK as WRITING
 from test_generate import writers  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -156,8 +156,8 @@ def test_a_row_that_begins_elsewhere_is_another(kind: str, tmp_path: Path) -> No
         given = batch_of(kind, side=side)
         real = given["attention_mask"].bool()
         torch.testing.assert_close(answer(model, given)[real], answer(plain, given)[real], atol=1e-5, rtol=1e-5)
-    assert getattr(model(**given), "past_key_values", None) is None
-    assert (getattr(plain(**given), "past_key_values", None) is None) == (kind == "bert")
+    assert model(**given).get(CACHE) is None
+    assert (plain(**given).get(CACHE) is None) == (kind == "bert")
 
 
 def test_states_are_those_of_evaluation_and_dropout_acts_above(tmp_path: Path) -> None:

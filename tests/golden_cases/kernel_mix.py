@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from laws.zoo import CACHE
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -163,7 +164,7 @@ def _cached_step(case: Case, ledger: Ledger, peft_model: Any, inputs: dict[str, 
     with torch.no_grad():
         whole = peft_model(input_ids=row).logits[:, -1]
         before = peft_model(input_ids=row[:, :-1], use_cache=True)
-        step = peft_model(input_ids=row[:, -1:], past_key_values=before.past_key_values, use_cache=True).logits[:, -1]
+        step = peft_model(input_ids=row[:, -1:], **{CACHE: before[CACHE]}, use_cache=True).logits[:, -1]
     ledger.outputs({"full_forward_last_logits_row0": whole})
     ledger.outputs({"full_forward_last_logits_row0": step})
     ledger.leave_out(

@@ -9,7 +9,7 @@ from transformers import DynamicCache, RobertaConfig, RobertaForCausalLM
 
 from attentune.errors import UnsupportedError
 from laws.cells import GENERATING, Form, adapted, add, generating
-from laws.zoo import ZOO, answer, batch_of
+from laws.zoo import CACHE, ZOO, answer, batch_of
 
 DECODERS = [cell for cell in GENERATING if cell.values[1] not in ("t5", "bart")]
 
@@ -76,14 +76,25 @@ def test_a_step_with_the_cache_equals_the_whole(form: Form, kind: str) -> None:
         steps: list[Tensor] = []
         for start, stop in ((0, 5), (5, 6), (6, 9)):
             mask = {"attention_mask": batch["attention_mask"][:, :stop]} if masked else {}
-            out = model(input_ids=batch["input_ids"][:, start:stop], past_key_values=past, **use, **mask)
-            past, steps = out.past_key_values, [*steps, out.logits]
+            out = model(input_ids=batch["input_ids"][:, start:stop], **{CACHE: past}, **use, **mask)
+            past, steps = out[CACHE], [*steps, out.logits]
         found = torch.cat(steps, 1)
         if form.method == "attempt":
             # An input-dependent prompt is made from what the first call sees.
             assert found.shape == whole.shape
             continue
         torch.testing.assert_close(found, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
+@pytest.mark.parametrize("form", [Form("pasta"), Form("prefix_propagation", (("length", 3),))])
+def test_a_cache_may_come_by_its_older_name(form: Form) -> None:
+    """Who wrote a loop before transformers 5.24 passes it so; what is remembered goes on, whatever it is called."""
+    model, batch = adapted(form, "gpt2"), batch_of("gpt2", (9, 9))["input_ids"]
+    cache = DynamicCache()
+    first = model(input_ids=batch[:, :5], past_key_values=cache, use_cache=True)
+    rest = model(input_ids=batch[:, 5:], past_key_values=cache, use_cache=True)
+    torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), model(input_ids=batch).logits)
 
 
 @pytest.mark.parametrize("method", ["tiny_attention", "pasta"])
@@ -115,6 +126,6 @@ def test_positions_that_skip_padding_go_on_behind_the_cache(form: Form) -> None:
     model = adapted(form, "roberta", model=RobertaForCausalLM(config).eval())
     batch = batch_of("roberta", (9, 9))["input_ids"]
     first = model(input_ids=batch[:, :5], use_cache=True)
-    rest = model(input_ids=batch[:, 5:], past_key_values=first.past_key_values, use_cache=True)
+    rest = model(input_ids=batch[:, 5:], **{CACHE: first[CACHE]}, use_cache=True)
     found = torch.cat([first.logits, rest.logits], 1)
     torch.testing.assert_close(found, model(input_ids=batch, use_cache=False).logits, atol=1e-5, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +12,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from attentune.sites import memory
+
 tf: Any = transformers  # Config classes take more fields than their signatures name.
 
+CACHE: str = memory.name_of(list(inspect.signature(tf.GPT2Model.forward).parameters)) or ""
+"""What the installed transformers calls a cache."""
 T = 12
 """Longest text of a batch."""
 

@@ -43,6 +43,7 @@ class Stack(nn.Module):
         self.layers: list[SiteLayer] = []
         self._fronts: list[SiteLayer] = []
         self._names = [n for n in inspect.signature(host.forward).parameters if n not in ("args", "kwargs")]
+        self.cache_name = memory.name_of(self._names)
         self._model_names: list[str] = []
         self._tapped: set[tuple[Site, int]] = set()
         self._joined = False
@@ -227,7 +228,7 @@ class Stack(nn.Module):
 
     def _enter(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        given = call.get("past_key_values")
+        given = memory.given_in(call)
         if "adapter_names" in call:
             raise UnsupportedError(
                 "adapter_names reached the backbone, which would ignore it; "
@@ -263,7 +264,7 @@ class Stack(nn.Module):
         changed = widen(self, self.frame, call)
         if self.encoder is not None:
             changed = widen_cross_attention(self.encoder.front, call) or changed
-        return ((), call) if changed or task_ids is not None or call.get("past_key_values") is not given else None
+        return ((), call) if changed or task_ids is not None or memory.given_in(call) is not given else None
 
     def _source(self, batch: int, length: int, device: torch.device) -> Tensor | None:
         """[B,T] False for the answer's tokens: those with a label, or generated ones when there is no cache."""
@@ -299,7 +300,7 @@ class Stack(nn.Module):
         frame = self.frame
         if frame is None or self.front is None:
             return None
-        cache = getattr(out, "past_key_values", None)
+        cache = None if self.cache_name is None else getattr(out, self.cache_name, None)
         if cache is not None:
             cache.attentune_front = self.front
         if not frame.width or self.keeps_prompt:

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from attentune.errors import ConfigError, UnsupportedError
 from attentune.method import MethodConfig, Site
-from attentune.sites import stacks_in
+from attentune.sites import memory, stacks_in
 
 MEMORY = 2 * 1024**3
 """Bytes of states that are kept in memory; the rest goes to disk."""
@@ -142,7 +142,7 @@ class FrozenPart:
             return None
         self._rows = self._states = None
         call = {**dict(zip(self._names, args, strict=False)), **call}
-        if call.get("past_key_values") is not None:
+        if memory.given_in(call) is not None:
             # What is written step by step leaves keys and values in every block.
             return None
         if "use_cache" in self._names:
