@@ -35,6 +35,7 @@ from attentune.training.loop import TaskTrainer, logits_of
 from .kit import a_run, quick
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # peft's prefix tuning calls it so.
 @pytest.mark.parametrize("name", names())
 def test_every_contender_runs(sets: Path, tiny_bert: Path, name: str) -> None:
     record = execute(a_run(sets / "tone", name, quick(tiny_bert)))

@@ -7,15 +7,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers as tf
+from packaging.version import Version
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from attentune import METHODS
 from attentune.methods import BUILT_IN
 
+natively = pytest.mark.skipif(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION),
+    reason=f"transformers {tf.__version__} adds adapters by peft {MIN_PEFT_VERSION} on, not {peft.__version__}",
+)
+"""For transformers' own adapter methods."""
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
 

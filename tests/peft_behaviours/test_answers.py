@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from .kit import FORMS, batch_of, model_of
+from .kit import FORMS, batch_of, model_of, natively
 
 ATTEMPT = next(form for form in FORMS if form.method == "attempt")
 
@@ -26,7 +26,7 @@ def logits(model, tokens, labels=None, positional=False):
 
 
 @pytest.mark.parametrize("positional", [False, True])
-@pytest.mark.parametrize("way", ["by task", "without a task", "native"])
+@pytest.mark.parametrize("way", ["by task", "without a task", pytest.param("native", marks=natively)])
 def test_labels_say_what_the_answer_is(way, positional):
     model, tokens = wrapped(way), batch_of("llama", rows=1)["input_ids"]
     other, labels = tokens.clone(), tokens.clone()

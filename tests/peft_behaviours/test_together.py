@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model
 
 from attentune.errors import UnsupportedError
 
-from .kit import FORMS, add, answer, batch_of, every_form, model_of, named, same, tensors_of, wrap
+from .kit import FORMS, add, answer, batch_of, every_form, model_of, named, natively, same, tensors_of, wrap
 
 WIDENING = [form for form in FORMS if form.widens]
 plain_forms = pytest.mark.parametrize("form", named([form for form in FORMS if not form.widens]))
@@ -136,6 +136,7 @@ def native(form, names=("default", "other")):
     return model.eval()
 
 
+@natively
 @every_form
 def test_native_add_twice_set_disable_enable_delete(form):
     batch, base = batch_of("bert"), answer(model_of("bert"), batch_of("bert"))
@@ -168,6 +169,7 @@ def close(a, b):
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
+@natively
 @every_form
 def test_native_save_and_load(form, tmp_path):
     model, batch = native(form, ("default",)), batch_of("bert")
@@ -184,6 +186,7 @@ def test_native_save_and_load(form, tmp_path):
     assert torch.equal(answer(peft, batch), answer(model, batch))
 
 
+@natively
 @every_form
 def test_native_load_of_what_peft_saved(form, tmp_path):
     base, batch = model_of("bert"), batch_of("bert")
@@ -198,6 +201,7 @@ def test_native_load_of_what_peft_saved(form, tmp_path):
     close(answer(again.eval(), batch), wanted)
 
 
+@natively
 def test_native_adapters_of_two_methods_at_once():
     batch = batch_of("bert")
     tiny, pasta = FORMS[0], FORMS[1]
