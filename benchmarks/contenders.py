@@ -48,7 +48,7 @@ class Plain(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> TaskOutput:
         out: Any = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        states = States(out.last_hidden_state, attention_mask, None, None)
+        states = States(out.last_hidden_state, attention_mask, None)
         read = states.last if self.kind == "token" else states.pooled(self.pooling, None)
         return TaskOutput(logits=self.heads(self.dropout(read)))
 

@@ -57,7 +57,7 @@ class Probe:
 
         def read(part: Sequence[Features]) -> list[NDArray[Any]]:
             batch = pad_inputs([f.sequences[0] for f in part], self.tokenizer)
-            states = States(self.base(**batch).last_hidden_state, batch["attention_mask"], None, None)
+            states = States(self.base(**batch).last_hidden_state, batch["attention_mask"], None)
             return list((states.last if pooling == "token" else states.pooled(pooling, None)).numpy())
 
         with torch.inference_mode():

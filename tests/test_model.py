@@ -132,6 +132,22 @@ def test_a_pooled_prompt_is_past_the_norm_of_the_stack(kind: str) -> None:
     torch.testing.assert_close(found[0].prefix(), found[1].last[:, 0])
 
 
+def test_a_prompt_stays_beside_an_adapter_that_puts_no_rows_in_front() -> None:
+    """The kernel form with an MLP has a place at the entrance, and puts nothing there, whichever was added first."""
+    prompt = ("prompt", AttemptConfig(length=3, init_weights=False))
+    kernel = ("kernel", PrefixPropagationConfig(length=3, mode="kernel", mlp=5, init_weights=False))
+    batch = batch_of("bert")
+    found: list[Any] = []
+    for order in ((prompt, kernel), (kernel, prompt)):
+        model = TaskModel(model_of("bert")).eval()
+        for name, config in order:
+            torch.manual_seed(1)
+            model.add_adapter(name, config)
+        model.set_adapter([name for name, _ in order])
+        found.append(model(batch["input_ids"], batch["attention_mask"]).last_hidden_state)
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("pool", ["text", "prefix"])
 def test_padding_on_the_left_changes_no_pooled_state(pool: str) -> None:
     config = PrefixPropagationConfig(length=3, pool=pool, init_weights=False, head=head())

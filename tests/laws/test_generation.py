@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, RobertaConfig, RobertaForCausalLM
 
 from attentune.errors import UnsupportedError
+from attentune.sites import memory
 from laws.cells import GENERATING, Form, adapted, add, generating
 from laws.zoo import CACHE, ZOO, answer, batch_of
 
@@ -66,6 +67,16 @@ def test_mixed_rows_generate_what_each_does_alone(form: Form, kind: str, beams: 
         assert torch.equal(mixed[row], alone[row]), f"row {row} of {name}"
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(("form", "kind"), DECODERS)
+def test_rows_that_all_name_one_adapter_write_what_it_writes(form: Form, kind: str, beams: int) -> None:
+    model = adapted(form, kind)
+    add(model, "other", form, 2)
+    named = tokens(model, kind, num_beams=beams, adapter_names=["other"] * 3)
+    model.set_adapter("other")
+    assert torch.equal(named, tokens(model, kind, num_beams=beams))
+
+
 @pytest.mark.feature("cached")
 @pytest.mark.parametrize(("form", "kind"), DECODERS)
 def test_a_step_with_the_cache_equals_the_whole(form: Form, kind: str) -> None:
@@ -94,7 +105,22 @@ def test_a_cache_may_come_by_its_older_name(form: Form) -> None:
     cache = DynamicCache()
     first = model(input_ids=batch[:, :5], past_key_values=cache, use_cache=True)
     rest = model(input_ids=batch[:, 5:], past_key_values=cache, use_cache=True)
-    torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), model(input_ids=batch).logits)
+    found = torch.cat([first.logits, rest.logits], 1)
+    torch.testing.assert_close(found, model(input_ids=batch).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_cache_is_found_where_transformers_looks_for_it() -> None:
+    assert [memory.name_of(names) for names in (["cache", "use_cache"], ["past_key_values"], [])] == [
+        "cache", "past_key_values", "past_key_values",
+    ]  # fmt: skip
+    old, new = DynamicCache(), DynamicCache()
+    assert memory.given_in({"past_key_values": old}, "cache") is old
+    assert memory.given_in({"past_key_values": old, "cache": new}, "cache") is new
+    assert memory.given_in({"past_key_values": old, "cache": None}, "cache") is None
+    assert memory.given_in({"cache": new}, "past_key_values") is None
+    call: dict[str, Any] = {"past_key_values": None}
+    memory.put_into(call, "cache", new)
+    assert call == {"cache": new}
 
 
 @pytest.mark.parametrize("method", ["tiny_attention", "pasta"])

@@ -16,7 +16,7 @@ from attentune.sites import memory
 
 tf: Any = transformers  # Config classes take more fields than their signatures name.
 
-CACHE: str = memory.name_of(list(inspect.signature(tf.GPT2Model.forward).parameters)) or ""
+CACHE = memory.name_of(list(inspect.signature(tf.GPT2Model.forward).parameters))
 """What the installed transformers calls a cache."""
 T = 12
 """Longest text of a batch."""

@@ -37,7 +37,12 @@ class ProblemDocument(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"type": "about:blank", "title": "Not Found", "status": 404, "detail": "there is nothing at /v1/task"}
+                {
+                    "type": "about:blank",
+                    "title": "Not Found",
+                    "status": 404,
+                    "detail": "there is nothing at /v1/task; /docs says what there is",
+                }
             ]
         }
     )
@@ -78,8 +83,12 @@ def headers_of(status: int) -> dict[str, str] | None:
 def describe(error: Exception) -> dict[str, Any]:
     """An error as an item of an answer: {"status", "detail"}."""
     if isinstance(error, AttentuneError):
-        return {"status": status_of(error), "detail": str(error)}
+        return {"status": status_of(error), "detail": _told(error)}
     return {"status": 500, "detail": "the answer could not be computed"}
+
+
+def _told(error: AttentuneError) -> str:
+    return f"{error}; /v1/tasks lists those there are" if isinstance(error, UnknownTaskError) else str(error)
 
 
 def install(app: FastAPI) -> None:
@@ -90,17 +99,17 @@ def install(app: FastAPI) -> None:
 
     async def ours(_: Request, error: Any) -> Problem:
         status = status_of(error)
-        return Problem(status, str(error), headers_of(status))
+        return Problem(status, _told(error), headers_of(status))
 
     async def invalid(_: Request, error: Any) -> Problem:
         return Problem(422, _fault(error.errors()))
 
     async def http(request: Request, error: Any) -> Problem:
-        headers, detail, path = dict(error.headers or {}), str(error.detail), request.url.path
+        headers, detail, path = dict(error.headers or {}), str(error.detail), request.scope["path"]
         if error.status_code == 404:
             detail = f"there is nothing at {path}; /docs says what there is"
         if error.status_code == 405:
-            headers["Allow"] = ", ".join(_methods(app, request))
+            headers["Allow"] = ", ".join(_methods(app, request)) or headers.get("Allow", "GET, HEAD")
             detail = f"{path} takes {headers['Allow']}, not {request.method}"
         return Problem(error.status_code, detail, headers)
 

@@ -13,7 +13,8 @@ def stacks_in(model: nn.Module) -> list[Stack]:
     """
     found: list[Stack] = []
     waiting = [model]
-    for module in waiting:
+    while waiting:
+        module = waiting.pop(0)
         stack = getattr(module, STACK_CHILD, None)
         if isinstance(stack, Stack):
             found.append(stack)

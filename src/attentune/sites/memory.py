@@ -15,24 +15,22 @@ if TYPE_CHECKING:
 
 
 NAMES = ("cache", "past_key_values")
-"""What a forward calls its cache: from transformers 5.24 on, which takes the other name too; and before."""
+"""What a forward calls its cache: from transformers 5.24 on, which takes the older name alone, too; and before."""
 
 
-def name_of(parameters: Sequence[str]) -> str | None:
-    """What the forward with these parameters calls its cache; None: it knows none."""
-    return next((name for name in NAMES if name in parameters), None)
+def name_of(parameters: Sequence[str]) -> str:
+    """What the forward with these parameters calls its cache."""
+    return NAMES[0] if NAMES[0] in parameters else NAMES[1]
 
 
-def given_in(call: Mapping[str, Any]) -> Any:
-    """The cache that a call brings, by whichever name; None: none."""
-    cache = call.get(NAMES[0])
-    return call.get(NAMES[1]) if cache is None else cache
+def given_in(call: Mapping[str, Any], name: str) -> Any:
+    """The cache that a call brings to a forward that calls it so; None: none."""
+    return call[name] if name in call else call.get(NAMES[1])
 
 
 def put_into(call: MutableMapping[str, Any], name: str, cache: Any) -> None:
-    """Let a call bring this cache, by the name that its forward knows."""
-    for other in NAMES:
-        call.pop(other, None)
+    """Let a call bring this cache."""
+    call.pop(NAMES[1], None)
     call[name] = cache
 
 
@@ -44,11 +42,10 @@ def cache_of(stack: Stack, call: dict[str, Any], groups: tuple[Group, ...] | Non
     """
     if not stack.anatomy.causal:
         return None
-    given = given_in(call)
+    given = given_in(call, stack.cache_name)
     remembers = [group.method.name for group in stack.served(groups) if group.method.remembers]
     use = call.get("use_cache")  # The models with a language head pass on None.
-    wanted = getattr(stack.config, "use_cache", False) if use is None else use
-    if given is None and remembers and wanted and stack.cache_name is not None:
+    if given is None and remembers and (getattr(stack.config, "use_cache", False) if use is None else use):
         checkpointed = stack.host.training and getattr(stack.host, "gradient_checkpointing", False)
         if not checkpointed:
             given = DynamicCache(config=stack.config)

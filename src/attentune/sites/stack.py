@@ -127,9 +127,9 @@ class Stack(nn.Module):
 
     def release(self, layer: SiteLayer) -> None:
         """Forget a site."""
-        for known in (self.layers, self._fronts):
-            if layer in known:
-                known.remove(layer)
+        self.layers.remove(layer)
+        if layer in self._fronts:
+            self._fronts.remove(layer)
 
     def tap(self, site: Site, blocks: Iterable[int]) -> None:
         """Remember what leaves a site (for BLOCK_INPUT: what enters the block) in the blocks that ask for it."""
@@ -228,7 +228,7 @@ class Stack(nn.Module):
 
     def _enter(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        given = memory.given_in(call)
+        given = memory.given_in(call, self.cache_name)
         if "adapter_names" in call:
             raise UnsupportedError(
                 "adapter_names reached the backbone, which would ignore it; "
@@ -264,7 +264,11 @@ class Stack(nn.Module):
         changed = widen(self, self.frame, call)
         if self.encoder is not None:
             changed = widen_cross_attention(self.encoder.front, call) or changed
-        return ((), call) if changed or task_ids is not None or memory.given_in(call) is not given else None
+        return (
+            ((), call)
+            if changed or task_ids is not None or memory.given_in(call, self.cache_name) is not given
+            else None
+        )
 
     def _source(self, batch: int, length: int, device: torch.device) -> Tensor | None:
         """[B,T] False for the answer's tokens: those with a label, or generated ones when there is no cache."""
@@ -300,7 +304,7 @@ class Stack(nn.Module):
         frame = self.frame
         if frame is None or self.front is None:
             return None
-        cache = None if self.cache_name is None else getattr(out, self.cache_name, None)
+        cache = getattr(out, self.cache_name, None) if self.anatomy.causal else None
         if cache is not None:
             cache.attentune_front = self.front
         if not frame.width or self.keeps_prompt:

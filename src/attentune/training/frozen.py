@@ -142,7 +142,7 @@ class FrozenPart:
             return None
         self._rows = self._states = None
         call = {**dict(zip(self._names, args, strict=False)), **call}
-        if memory.given_in(call) is not None:
+        if memory.given_in(call, self._stack.cache_name) is not None:
             # What is written step by step leaves keys and values in every block.
             return None
         if "use_cache" in self._names:
