@@ -14,6 +14,7 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.terminal_theme import DIMMED_MONOKAI
@@ -22,6 +23,10 @@ from rich.text import Text
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 COMMAND = "make demo"
 COLUMNS, LINES = 82, 40
+TURNING = re.compile("[\u2800-\u28ff]")
+"""The signs of which one after the other says that something goes on."""
+ERASED = "\x1b[1A\x1b[2K"
+"""One line up, and empty it."""
 SECONDS = 10
 """How long the picture takes to show the whole run."""
 
@@ -31,7 +36,7 @@ def record(cast: Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LINES": str(LINES)}
     begin = time.monotonic()
-    events = [[0.0, "o", f"$ {COMMAND}\r\n"]]
+    events: list[list[Any]] = [[0.0, "o", f"$ {COMMAND}\r\n"]]
     decoder = codecs.getincrementaldecoder("utf-8")()
     with subprocess.Popen(COMMAND.split(), stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
@@ -44,8 +49,20 @@ def record(cast: Path) -> None:
     os.close(ours)
     if process.returncode:
         raise SystemExit(f"{COMMAND} ended with {process.returncode}; nothing was kept")
+    events = without_turns(events)
     head = {"version": 2, "width": COLUMNS, "height": LINES, "title": COMMAND}
     cast.write_text("".join(json.dumps(part, ensure_ascii=False) + "\n" for part in [head, *events]), encoding="utf-8")
+
+
+def without_turns(events: list[list[Any]]) -> list[list[Any]]:
+    """Leave out what only turns the sign of progress, twelve times a second."""
+    kept, last = list[list[Any]](), ""
+    for event in events:
+        still = TURNING.sub("", event[2])
+        if still != last:
+            kept.append(event)
+        last = still
+    return kept
 
 
 def lines_of(cast: Path) -> list[tuple[float, str]]:
@@ -55,7 +72,9 @@ def lines_of(cast: Path) -> list[tuple[float, str]]:
     rest = ""
     for second, _, text in events:
         *whole, rest = (rest + text.replace("\r\n", "\n")).split("\n")
-        lines += [(second, line) for line in whole]
+        for line in whole:
+            *before, left = line.split(ERASED)  # What stood above is gone when a line begins so.
+            lines = [*lines[: len(lines) - len(before)], (second, left)]
     return lines
 
 
