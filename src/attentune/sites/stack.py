@@ -264,11 +264,8 @@ class Stack(nn.Module):
         changed = widen(self, self.frame, call)
         if self.encoder is not None:
             changed = widen_cross_attention(self.encoder.front, call) or changed
-        return (
-            ((), call)
-            if changed or task_ids is not None or memory.given_in(call, self.cache_name) is not given
-            else None
-        )
+        changed = changed or task_ids is not None or memory.given_in(call, self.cache_name) is not given
+        return ((), call) if changed else None
 
     def _source(self, batch: int, length: int, device: torch.device) -> Tensor | None:
         """[B,T] False for the answer's tokens: those with a label, or generated ones when there is no cache."""
