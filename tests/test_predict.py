@@ -152,6 +152,13 @@ def test_wrong_inputs(folders: dict[str, Path], task: str, item: Any, match: str
         attentune.load(folders[task]).predict([good, item])
 
 
+def test_an_error_does_not_give_a_long_input_again(folders: dict[str, Path]) -> None:
+    for task, item in (("tone", ["x" * 9_999]), ("entails", "x" * 9_999), ("asked", {"x" * 9_999: 1})):
+        with pytest.raises(DataError) as refused:
+            attentune.load(folders[task]).predict([item])
+        assert len(str(refused.value)) < 200
+
+
 def test_wrong_calls(folders: dict[str, Path]) -> None:
     tone = attentune.load(folders["tone"])
     with pytest.raises(DataError, match="wanted a list of inputs, found one text"):

@@ -198,6 +198,14 @@ def test_wrong_folders(tmp_path: Path) -> None:
         store.read(folder)
 
 
+ASKED = {"kind": "question_answering", "stride": 64, "answer_length": 30, "unanswerable": False, "threshold": 0.0}
+CLOZE = {
+    "kind": "classification",
+    "labels": ["a", "b"],
+    "pair": False,
+    "template": "{text} {mask}",
+    "words": ["a", "b"],
+}
 DAMAGES: list[tuple[str, Any, str]] = [
     (store.CARD, b"\xff\xfe{", "is no task card"),
     (store.CARD, b"[" * 100_000, "is no task card"),
@@ -213,6 +221,11 @@ DAMAGES: list[tuple[str, Any, str]] = [
     (store.CARD, {"task": {"kind": "classification", "labels": [0, 1], "pair": False}}, r"labels, found \[0, 1\]"),
     (store.CARD, {"task": {"kind": "classification", "labels": "ab", "pair": False}}, "labels, found 'ab'"),
     (store.CARD, {"task": {"kind": "tagging", "labels": ["O", "\ud800"]}}, "is no task card: .*surrogates not allowed"),
+    (store.CARD, {"task": {**ASKED, "stride": "x"}}, "is no task card: invalid literal"),
+    (store.CARD, {"task": {**ASKED, "stride": -1}}, "wants a stride of 0 at least and an answer_length of 1, found -1"),
+    (store.CARD, {"task": {**ASKED, "answer_length": 0}}, "an answer_length of 1, found 64 and 0"),
+    (store.CARD, {"task": {**CLOZE, "template": "{text_pair} {mask}"}}, "a template has {text} and {mask} once each"),
+    (store.CARD, {"task": {**CLOZE, "words": ["a"]}}, "each of 2 classes has a word, found 1"),
     (store.CONFIG, {"peft_type": "FOO"}, "names peft_type 'FOO', which peft does not know"),
     (store.CONFIG, b'{"peft_type": "LORA"}', "holds a LORA adapter, and its card says pasta"),
     (store.CONFIG, {"layers_to_transform": "x"}, "layers_to_transform is a list of blocks, counted from 0, found 'x'"),

@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from attentune.serving.batcher import Batcher
 from attentune.serving.engine import Ran
 from attentune.tasks.answer import QuestionAnswering
 from attentune.tasks.choose import MultipleChoice
+from attentune.tasks.verbalise import Cloze
 from serving.kit import adapter
 
 TEXTS = ["good film", "bad rain the plot is not good", "sun", "Anna visits the river in Paris , very good !"]
@@ -118,6 +120,17 @@ def test_a_task_that_cannot_be_read_fails_alone(tiny_bert: Path, folders: dict[s
         assert futures[2].result(30)["label"]
         with pytest.raises(StoreError, match="cannot be read"):
             futures[1].result(30)
+
+
+def test_a_card_that_cannot_be_meant_fails_alone(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    entry = engine.bank.entry("tone")
+    entry.card = replace(entry.card, task=Cloze(("a", "b", "c"), template="{text_pair} {mask}"))
+    first, odd, last = engine.submit([Ask(name, TEXTS[0]) for name in ("topic", "tone", "names")])
+    assert first.result(30)["label"]
+    assert last.result(30)["tags"]
+    with pytest.raises(KeyError, match="text_pair"):
+        odd.result(30)
+    assert "an ask of task 'tone' could not be read" in caplog.text
 
 
 def test_a_version_that_was_asked_answers(engine: Engine, folders: dict[str, Path], tiny_bert: Path) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import resource
 import shutil
 import sys
@@ -255,6 +256,8 @@ def test_a_kill_at_any_step_leaves_one_version_whole(
         after = Registry(Bank(load_backbone(str(tiny_bert))), copy)
         after.scan(pytest.fail)
         found.add(names[after.task("tone").active.id] if after.names else "")
+        if "" not in allowed:
+            assert {names[version.id] for version in after.task("tone").versions} >= {"old", "new"}
     assert found <= allowed
     assert "new" in found
 
@@ -272,6 +275,19 @@ def test_who_reads_at_any_step_changes_nothing(
     after = Registry(Bank(load_backbone(str(tiny_bert))), folder)
     after.scan(pytest.fail)
     assert [v.id for v in after.task("tone").versions] == [v.id for v in registry.task("tone").versions]
+
+
+def test_what_an_upload_left_goes_after_a_day(registry: Registry, folder: Path) -> None:
+    old, new = folder / ".incoming" / "old", folder / ".incoming" / "new"
+    marks = [folder / ".revision.old", folder / ".revision.new"]
+    for place in (old, new):
+        (place / "part").mkdir(parents=True)
+    for place in (old, marks[0]):
+        place.touch()
+        os.utime(place, (1, 1))
+    marks[1].touch()
+    registry.scan()
+    assert [place.exists() for place in (old, new, *marks)] == [False, True, False, True]
 
 
 def test_a_folder_that_nobody_may_write_is_served_as_it_lies(tiny_bert: Path, made: dict[str, Path]) -> None:

@@ -12,6 +12,7 @@ from attentune.errors import ConflictError, StoreError, UnknownTaskError
 from attentune.serving import Bank
 from attentune.serving.folder import NAME_RULE, Folder, copy_of
 from attentune.serving.registry import Registry
+from attentune.store import WEIGHTS
 from serving.kit import adapter
 
 
@@ -149,3 +150,51 @@ def test_one_changes_the_folder_at_a_time(tmp_path: Path) -> None:
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+def test_a_task_that_comes_again_has_no_trial(both: tuple[Registry, Registry], made: dict[str, Path]) -> None:
+    here, there = both
+    here.put("tone", copy_of(made["one"]))
+    two = here.put("tone", copy_of(made["two"]), share=1.0).id
+    shutil.rmtree(here.folder.place("tone"))
+    here.scan()
+    three = here.put("tone", copy_of(made["three"])).id
+    here.scan()
+    assert known(here) == known(there) == {"tone": (three, [two], None)}
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_links_to_adapters_move_and_go_alone(
+    tiny_bert: Path, made: dict[str, Path], tmp_path: Path, relative: bool
+) -> None:
+    kept = shutil.copytree(made["one"], tmp_path / "kept")
+    (tmp_path / "served").mkdir()
+    link = tmp_path / "served" / "tone"
+    link.symlink_to(Path("../kept") if relative else kept)
+    registry = Registry(Bank(str(tiny_bert)), tmp_path / "served", keep=1)
+    registry.scan(pytest.fail)
+    one, two = registry.task("tone").active.id, registry.put("tone", copy_of(made["two"])).id
+    assert known(registry) == {"tone": (two, [one], None)}
+    assert registry.roll_back("tone").id == one
+    registry.put("tone", copy_of(made["two"]))
+    three = registry.put("tone", copy_of(made["three"])).id
+    registry.scan(pytest.fail)
+    assert known(registry) == {"tone": (three, [two], None)}
+    assert (kept / "task.json").is_file()
+    shutil.rmtree(link)
+    link.symlink_to(Path("../kept") if relative else kept)
+    registry.scan(pytest.fail)
+    registry.remove("tone")
+    assert (kept / "task.json").is_file()
+    assert not list((tmp_path / "served" / ".incoming").iterdir())
+
+
+def test_a_shadow_that_cannot_be_read_costs_no_answer(both: tuple[Registry, Registry], made: dict[str, Path]) -> None:
+    here, _ = both
+    here.put("tone", copy_of(made["one"]))
+    two = here.put("tone", copy_of(made["two"]), shadow=True)
+    assert here.route("tone").unheard is not None
+    here.bank.tiers.drop(two.entry)
+    (two.entry.folder / WEIGHTS).write_bytes(b"no tensors")
+    route = here.route("tone")
+    assert (route.version, route.unheard) == (here.task("tone").active, None)

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.requests import Request
 
 from attentune.serving import Ask
 from attentune.serving.keys import EVERYONE
 from attentune.serving.launch import application
 from attentune.serving.limits import Limits
-from attentune.serving.problems import Refused
-from attentune.serving.service import READERS, Service, Wanted
+from attentune.serving.problems import AGAIN, Refused
+from attentune.serving.service import READERS, Service, Wanted, unless_gone
 from attentune.store import WEIGHTS
 from serving.app import called, predicted
 from serving.process import until
@@ -151,6 +152,23 @@ def test_a_client_that_goes_is_noticed(slow: Slow, path: str) -> None:
     status, problem = called(slow.client, "POST", path, receive)
     slow.go_on()
     assert (status, problem["detail"]) == (400, "the client has gone")
+
+
+def test_whom_the_end_of_the_server_cuts_off_may_come_again() -> None:
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def ended() -> Refused:
+        request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+        answer = asyncio.ensure_future(unless_gone(request, asyncio.sleep(60)))
+        await asyncio.sleep(0.05)
+        answer.cancel()
+        with pytest.raises(Refused) as refused:
+            await answer
+        return refused.value
+
+    problem = asyncio.run(ended())
+    assert (problem.status, problem.detail, problem.headers) == (503, "the server is shutting down", AGAIN)
 
 
 def test_a_disk_that_hangs_takes_no_thread_that_others_need(hung: Slow, without_end: Any) -> None:

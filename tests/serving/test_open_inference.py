@@ -1,5 +1,6 @@
 """The Open Inference Protocol."""
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -10,10 +11,10 @@ import pytest
 from fastapi.testclient import TestClient
 from test_predict import near
 
-from attentune.serving.folder import Folder, version_id
+from attentune.serving.folder import Folder, copy_of, version_id
 from attentune.serving.launch import application
 from attentune.store import WEIGHTS
-from serving.app import TEXTS, alone, predicted
+from serving.app import TEXTS, alone, called, predicted
 
 
 def test_the_open_inference_protocol(client: TestClient, made: dict[str, Path], tiny_bert: Path) -> None:
@@ -108,3 +109,18 @@ def test_a_row_that_cannot_be_read_is_no_fault_of_who_asks(tiny_bert: Path, fold
             file.rmdir()
         file.write_bytes(whole)
         assert predicted(client, "tone")["label"]
+
+
+def test_a_version_that_is_replaced_while_the_body_comes_does_not_answer(
+    client: TestClient, made: dict[str, Path]
+) -> None:
+    registry = client.app.state.service.registry  # pyright: ignore[reportFunctionMemberAccess]
+    first = registry.task("tone").active.id
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["sun"]}
+
+    async def receive() -> Any:
+        await asyncio.to_thread(registry.put, "tone", copy_of(made["better"]))
+        return {"type": "http.request", "body": json.dumps({"inputs": [tensor]}).encode()}
+
+    status, problem = called(client, "POST", f"/v2/models/tone/versions/{first}/infer", receive)
+    assert (status, "does not answer" in problem["detail"]) == (404, True)

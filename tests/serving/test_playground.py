@@ -270,6 +270,7 @@ def test_without_an_admin_key_nothing_is_told(browser: Any, tiny_bert: Path, tmp
     for name in ("zebra-a", "zebra-b"):
         adapter(base, tmp_path / "tasks" / name)
     shop = keys.add(file, "shop", ["predict"], ["zebra-a"])
+    boss = keys.add(file, "boss", ["admin"], None)
     part = keys.add(file, "part", ["predict", "admin"], ["zebra-b"])
     with Server(tiny_bert, tmp_path / "tasks", "--playground", "--keys", str(file)) as server:
         visit = Visit.to(browser, server)
@@ -278,6 +279,7 @@ def test_without_an_admin_key_nothing_is_told(browser: Any, tiny_bert: Path, tmp
             ("wrong", "This key is not known here."),
             ("", "This key is not known here."),
             (shop, "No: this key does not have the scope 'admin'."),
+            (boss, "No: this key does not have the scope 'predict'."),
         ):
             page.get_by_label("API key").fill(given)
             page.get_by_role("button", name="Open", exact=True).click()

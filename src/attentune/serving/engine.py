@@ -120,8 +120,7 @@ class Engine:
             UnsupportedError: it never has, or there is more to read than one request may have; none is queued.
         """
         futures = [Future[Answer]() for _ in asks]
-        read = list(self._read(asks, futures))
-        self._check_room(read)
+        read = self._roomy(list(self._read(asks, futures)), futures)
         waiting = [one for part in read for one in self._encode(part, asks, futures)]
         self.batcher.put([piece for one in waiting for piece in one.pieces])
         for one in waiting:
@@ -172,43 +171,49 @@ class Engine:
                         raise mixes_nothing(held.entry.name, card)
                     part.rows.append(as_row(asks[i].input, card, "the input"))
                     part.at.append(i)
-                except AttentuneError as error:
-                    futures[i].set_exception(error)
+                except Exception as error:
+                    futures[i].set_exception(_told(error, held.entry))
             if part.rows:
                 yield part
 
-    def _check_room(self, read: Sequence[_Read]) -> None:
-        """Before it is tokenised: a small request may be many sequences, or one text many times."""
+    def _roomy(self, read: Sequence[_Read], futures: Sequence[Future[Answer]]) -> list[_Read]:
+        """What is read, before it is tokenised: a small request may be many sequences, or one text many times."""
         count = sum(part.held.entry.card.task.characters(row) for part in read for row in part.rows)
         if count > CHARACTERS:
             raise UnsupportedError(
                 f"the request has {count} characters, each text once for every task and choice that it is read for, "
                 f"and one request may have {CHARACTERS}; ask for fewer at once"
             )
-        found = 0
+        found, countable = 0, list[_Read]()
         with self._encoding:
             for part in read:
                 card = part.held.entry.card
-                found += sum(card.task.sequences(self.tokenizer, part.rows, card.max_length))
+                try:
+                    found += sum(card.task.sequences(self.tokenizer, part.rows, card.max_length))
+                    countable.append(part)
+                except Exception as error:
+                    for i in part.at:
+                        futures[i].set_exception(_told(error, part.held.entry))
         self.batcher.check(found)
+        return countable
 
     def _encode(self, part: _Read, asks: Sequence[Ask], futures: Sequence[Future[Answer]]) -> Iterable[_Waiting]:
         """Tokenise the asks of a task together; one that does not fit gets its error and no place."""
         held = part.held
         for i, features in zip(part.at, self._features(held.entry, part.rows), strict=True):
-            if isinstance(features, AttentuneError):
+            if isinstance(features, Exception):
                 futures[i].set_exception(features)
                 continue
             pieces = [Piece(held, sequence, asks[i].attention) for sequence in features.sequences]
             yield _Waiting(asks[i], held.entry, features, pieces, futures[i])
 
-    def _features(self, entry: Entry, rows: Sequence[Row]) -> Sequence[Features | AttentuneError]:
+    def _features(self, entry: Entry, rows: Sequence[Row]) -> Sequence[Features | Exception]:
         try:
             with self._encoding:
                 return entry.card.task.encode(self.tokenizer, rows, entry.card.max_length)
-        except AttentuneError as error:
+        except Exception as error:
             if len(rows) == 1:
-                return [error]
+                return [_told(error, entry)]
             return [self._features(entry, [row])[0] for row in rows]
 
     def _watch(self, one: _Waiting) -> None:
@@ -294,3 +299,10 @@ class Engine:
             piece.weights = None if weights is None else weights.float().cpu().numpy()
         tasks = [piece.held.entry.card.task for piece in batch]
         return logits_by_sequence(out.logits.float().cpu().numpy(), sequences, tasks)
+
+
+def _told(error: Exception, entry: Entry) -> Exception:
+    """The error; one that no ask should meet is logged, whatever a card has that another server wrote."""
+    if not isinstance(error, AttentuneError):
+        log.error("an ask of task %r could not be read", entry.name, exc_info=error)
+    return error

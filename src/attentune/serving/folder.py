@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager, suppress
@@ -33,6 +34,8 @@ from attentune.errors import ConfigError, StorageError, StoreError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 NAME_RULE = "a task's name has letters, digits, '.', '_' and '-', begins with a letter or digit and is 128 long at most"
+ON_ITS_WAY = 86_400.0
+"""Seconds after which nothing is half done still, but was left."""
 PARTS = (store.CONFIG, store.WEIGHTS, store.CARD)
 
 
@@ -97,22 +100,33 @@ class Folder:
                 yield
 
     def recover(self) -> None:
-        """Put back what a kill left aside; nobody else may be changing the folder."""
-        for ending in (".aside", ".old"):
-            for left in self.path.glob(f".*{ending}"):
-                store.put_back(left, self.place(left.name[1:].removesuffix(ending)))
+        """Put back what a kill left aside, and take away what it left half done; nobody else may change the folder.
+
+        What stood aside while another had its place already is an earlier version.
+        """
+        for left in self.path.glob(".*.old"):
+            store.put_back(left, self.place(left.name[1:].removesuffix(".old")))
+        for left in self.path.glob(".*.aside"):
+            name = left.name[1:].removesuffix(".aside")
+            with suppress(OSError, StoreError):  # A folder that cannot be written stays as it is.
+                place = self.version(name, version_id(left)) if self.place(name).exists() else self.place(name)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                take_away(place)
+                move(left, place)
+        for left in [*self.path.glob(".incoming/*"), *self.path.glob(".revision.*")]:
+            with suppress(OSError):
+                if time.time() - left.lstat().st_mtime > ON_ITS_WAY:
+                    take_away(left) if left.is_dir() else left.unlink()
 
     def revision(self) -> str:
-        """What changes with every change; empty before the first."""
-        try:
+        """What changes with every change; empty before the first. OSError where it cannot be read."""
+        with suppress(FileNotFoundError):
             return (self.path / ".revision").read_text(encoding="utf-8")
-        except OSError:
-            return ""
+        return ""
 
     @contextmanager
     def changing(self) -> Generator[str]:
         """Alone with the folder, and the others are told afterwards, after an error too; gives the revision to be."""
-        self.path.mkdir(parents=True, exist_ok=True)
         with self.alone():
             revision = uuid.uuid4().hex
             # Written before anything changes: a disk that is full must not keep a change from the others.
@@ -172,6 +186,23 @@ def copy_of(folder: Path) -> Callable[[Path], None]:
                 shutil.copyfile(folder / name, target / name)
 
     return fill
+
+
+def move(place: Path, target: Path) -> None:
+    """Rename a folder, or the link to one, which leads where it led."""
+    if place.is_symlink() and not place.readlink().is_absolute():
+        target.symlink_to(place.resolve())
+        place.unlink()
+    else:
+        os.rename(place, target)
+
+
+def take_away(place: Path) -> None:
+    """Remove a folder, or the link to one and not what it leads to, if it is there."""
+    if place.is_symlink():
+        place.unlink()
+    else:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from attentune.serving.keys import Key, Keys
@@ -13,6 +14,8 @@ from attentune.serving.problems import AGAIN, Problem, Refused
 
 FREE = ("/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready")
 """Paths that answer however busy the server is."""
+KeyOf = Callable[..., Awaitable[Key]]
+"""A dependency of a route: the key of a request."""
 GONE = {"type": "http.disconnect"}
 CLOSE = {"Connection": "close"}
 

@@ -8,7 +8,7 @@ BYTES [N], `score` FP32 [N], `probabilities` FP32 [N,C], `value` FP32 [N].
 import json
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from attentune.card import TaskCard
 from attentune.serving import bodies, document
 from attentune.serving.document import ASKED, reference
+from attentune.serving.guard import KeyOf
 from attentune.serving.keys import Key
 from attentune.serving.problems import Refused, headers_of
 from attentune.serving.service import Draw, Service, Wanted, unless_gone
@@ -54,7 +55,7 @@ class Output:
         return b"".join(struct.pack("<I", len(v)) + v for v in (str(value).encode() for value in self.values))
 
 
-def add(app: FastAPI, service: Service, predict_key: Callable[..., Key]) -> None:
+def add(app: FastAPI, service: Service, predict_key: KeyOf) -> None:
     """Add the routes under /v2."""
 
     @app.get("/v2", responses=document.problems(503))
@@ -117,6 +118,7 @@ def add(app: FastAPI, service: Service, predict_key: Callable[..., Key]) -> None
         if failed is not None:
             raise Refused(failed["status"], failed["detail"], headers_of(failed["status"]))
         answering = draw.route(service.registry, task).version
+        _check_version(version, answering.id)  # Once more: another may have taken its place while the body came.
         outputs = _outputs([line["answer"] for line in found], answering.entry.card)
         return _response(task, answering.id, body, outputs)
 

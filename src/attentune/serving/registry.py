@@ -18,7 +18,7 @@ from pathlib import Path
 
 from attentune.errors import AttentuneError, ConfigError, ConflictError, StorageError, StoreError, UnknownTaskError
 from attentune.serving.bank import Bank
-from attentune.serving.folder import NAME_RULE, Folder, check_name, version_id, writing
+from attentune.serving.folder import NAME_RULE, Folder, check_name, move, take_away, version_id, writing
 from attentune.serving.held import Held
 from attentune.serving.versions import Served, Trial, Version, check_alike, check_beside, read
 
@@ -42,6 +42,8 @@ class Registry:
         if keep < 0:
             raise ConfigError(f"earlier versions that are kept are 0 at least, found {keep}")
         self.bank, self.folder, self.keep = bank, Folder(folder), keep
+        # Here alone: one that is gone later, as a disk that is taken out, has not lost its tasks.
+        self.folder.path.mkdir(parents=True, exist_ok=True)
         self._tasks: dict[str, Served] = {}
         self._stamps: dict[str, Hashable] = {}
         self._seen = ""
@@ -88,15 +90,14 @@ class Registry:
             served = self.task(name)
             heard, unheard = self._chosen(served, active)
             try:
-                held = self.bank.hold(heard.entry)
-                return Route(heard, held, None if unheard is None else self.bank.hold(unheard.entry))
+                return Route(heard, self.bank.hold(heard.entry), self._along(unheard))
             except StoreError as error:
                 # A version that was cold and has moved meanwhile, perhaps by another server that is not done yet.
                 with self._changing, self.folder.alone():
-                    self.catch_up()
                     with suppress(AttentuneError, OSError):
+                        self.catch_up()
                         self._load(name)
-                    if self._tasks.get(name) == served and self._serves(served, heard, unheard):
+                    if self._tasks.get(name) == served and self._serves(served, heard):
                         raise StorageError(str(error)) from error
 
     def _chosen(self, served: Served, active: bool) -> tuple[Version, Version | None]:
@@ -108,9 +109,14 @@ class Registry:
         drawn = not active and self._draw.random() < trial.share
         return (trial.version if drawn else served.active), None
 
-    def _serves(self, served: Served, *versions: Version | None) -> bool:
-        there = (served.active, served.trial.version if served.trial else None)
-        return all(version is None or version in there for version in versions)
+    def _along(self, unheard: Version | None) -> Held | None:
+        """The row of a shadow; one that cannot be read must not cost the answer that is heard."""
+        with suppress(StoreError):
+            return None if unheard is None else self.bank.hold(unheard.entry)
+        return None
+
+    def _serves(self, served: Served, version: Version) -> bool:
+        return version in (served.active, served.trial.version if served.trial else None)
 
     def catch_up(self) -> None:
         """Read the folder again if another server has changed it."""
@@ -126,7 +132,6 @@ class Registry:
         on.
         """
         with self._changing:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
             with self.folder.alone():
                 self.folder.recover()
             # Before anything is read: what changes from now on is another revision.
@@ -167,7 +172,8 @@ class Registry:
         check_name(name)
         if share is not None and not 0 < share <= 1:
             raise ConfigError(f"a share lies above 0 and is 1 at most, found {share}")
-        self.catch_up()
+        with writing():
+            self.catch_up()
         if (share is not None or shadow) and name not in self._tasks:
             raise UnknownTaskError(f"there is no task {name!r} to try a version of")
         incoming = self.folder.incoming()
@@ -211,9 +217,9 @@ class Registry:
             shutil.rmtree(self.folder.versions(name), ignore_errors=True)
             gone = self.folder.incoming()
             gone.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(self.folder.place(name), gone)
+            move(self.folder.place(name), gone)
             self._forget(name)
-            shutil.rmtree(gone, ignore_errors=True)
+            take_away(gone)
 
     def roll_back(self, name: str, version: str | None = None) -> Version:
         """Let an earlier version answer again: the last one, or the one of that id.
@@ -292,8 +298,8 @@ class Registry:
         served.trial = Trial(version, share, shadow)
 
     def _promote(self, name: str, trial: Trial) -> Version:
-        self._forget_trial(name)
         self._activate(name, trial.version)
+        self._forget_trial(name)
         return trial.version
 
     def _forget_trial(self, name: str) -> None:
@@ -307,9 +313,10 @@ class Registry:
                 raise ConflictError(
                     f"the served folder holds a {name!r} that cannot be served; take it away there first"
                 )
+            # Its versions may have stayed when the task was taken out by hand; a trial of then is none of this one.
+            self.folder.set_trial(name, None)
             self._move(version, place)
-            self.bank.publish(version.entry)
-            self._tasks[name] = Served(version)
+            self._serve(name, read(name, self.folder, self.bank, Served(version)), None)
             return
         old, origin = served.active, version.entry.folder
         self.folder.versions(name).mkdir(parents=True, exist_ok=True)
@@ -317,12 +324,12 @@ class Registry:
         try:
             self._move(version, place)
             self._move(old, self.folder.version(name, old.id))
-            os.utime(old.entry.folder)  # The order of earlier versions is that of their ends.
+            os.utime(old.entry.folder, follow_symlinks=False)  # The order of earlier versions is that of their ends.
         except OSError:
             self._move(version, origin)
             self._move(old, place)
             raise
-        shutil.rmtree(self.folder.version(name, version.id), ignore_errors=True)  # An earlier copy of what answers now.
+        take_away(self.folder.version(name, version.id))  # An earlier copy of what answers now.
         self.bank.publish(version.entry)
         self.bank.tiers.drop(old.entry)
         served.active = version
@@ -335,13 +342,13 @@ class Registry:
         if version.entry.folder == place:
             return
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(place, ignore_errors=True)
-        os.rename(version.entry.folder, place)
+        take_away(place)
+        move(version.entry.folder, place)
         version.entry.folder = place
 
     def _discard(self, version: Version) -> None:
         self.bank.tiers.drop(version.entry)
-        shutil.rmtree(version.entry.folder, ignore_errors=True)
+        take_away(version.entry.folder)
 
     def _forget(self, name: str) -> None:
         served = self._tasks.pop(name)

@@ -1,7 +1,7 @@
 """The HTTP server: `POST /v1/predict`, the tasks, health and meters; `/v2` is in open_inference.py."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from attentune.serving.forms import (
     Verdict,
     VersionInfo,
 )
-from attentune.serving.guard import Guard, admit
+from attentune.serving.guard import Guard, KeyOf, admit
 from attentune.serving.keys import Key, Keys
 from attentune.serving.limits import Limits
 from attentune.serving.meters import Meters
@@ -84,10 +84,10 @@ def build(
     # Where there are no keys the document must not ask for one.
     credentials = _nobody if keys.keys is None else bearer
 
-    def key_for(scope: str) -> Callable[..., Key]:
-        def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(credentials)]) -> Key:
+    def key_for(scope: str) -> KeyOf:
+        async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(credentials)]) -> Key:
             key = admit(keys, given.credentials if given else None, scope)
-            registry.catch_up()  # Here, because this runs in a thread before every request that sees tasks.
+            await service.fresh.ensure()  # Here, because this runs before every request that sees tasks.
             return key
 
         return check
@@ -110,7 +110,7 @@ def _nobody() -> None:
     """Where no key is wanted none is looked at."""
 
 
-def _add_predict(app: FastAPI, service: Service, predict_key: Callable[..., Key]) -> None:
+def _add_predict(app: FastAPI, service: Service, predict_key: KeyOf) -> None:
     @app.post(
         "/v1/predict",
         response_model=PredictResponse,
@@ -146,7 +146,7 @@ async def _lines(first: dict[str, Any], rest: AsyncIterator[dict[str, Any]]) -> 
         yield json.dumps({"error": {"status": error.status, "detail": error.detail}}) + "\n"
 
 
-def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], admin_key: Callable[..., Key]) -> None:
+def _add_tasks(app: FastAPI, service: Service, predict_key: KeyOf, admin_key: KeyOf) -> None:
     registry = service.registry
 
     @app.get("/v1/tasks", responses=document.problems(*ASKED))
@@ -212,7 +212,7 @@ def _add_tasks(app: FastAPI, service: Service, predict_key: Callable[..., Key], 
         return _details(name, registry.task(name))
 
 
-def _add_health(app: FastAPI, service: Service, admin_key: Callable[..., Key]) -> None:
+def _add_health(app: FastAPI, service: Service, admin_key: KeyOf) -> None:
     @app.get("/health")
     async def health() -> Status:  # pyright: ignore[reportUnusedFunction]
         """The process runs."""

@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from attentune.errors import AttentuneError, UnknownTaskError
 from attentune.serving.engine import Ask, Engine
+from attentune.serving.freshness import Freshness
 from attentune.serving.keys import Key
 from attentune.serving.limits import Limits
 from attentune.serving.meters import Meters
@@ -69,7 +70,7 @@ class Service:
 
     def __init__(self, registry: Registry, engine: Engine, limits: Limits, meters: Meters) -> None:
         self.registry, self.engine, self.limits, self.meters = registry, engine, limits, meters
-        self.ready = False
+        self.ready, self.fresh = False, Freshness(registry)
 
     # Both are made when a loop runs. Who waits for them has no thread, and may be given up. The threads that all the
     # rest shares (keys, lists of tasks, meters, and asks of what is in memory) are free whatever hangs here.
@@ -210,12 +211,14 @@ async def unless_gone(request: Request, work: Awaitable[Any]) -> Any:
     async def watch() -> None:
         while not await request.is_disconnected():
             await asyncio.sleep(0.1)
-        task.cancel()
+        task.cancel("gone")
 
     watcher = asyncio.create_task(watch())
     try:
         return await task
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as error:
+        if error.args != ("gone",):  # The process ends, and its patience has.
+            raise Refused(503, "the server is shutting down", AGAIN) from None
         raise Refused(400, "the client has gone") from None
     finally:
         watcher.cancel()

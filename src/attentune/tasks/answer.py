@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from attentune.errors import DataError, UnsupportedError
+from attentune.errors import DataError, StoreError, UnsupportedError
 from attentune.evaluation import metrics
 from attentune.evaluation.answers import best_threshold, exact_match, word_f1
 from attentune.evaluation.metrics import Scores
@@ -225,15 +225,29 @@ class QuestionAnswering(Task):
 
     def to_card(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"kind": self.kind, **{name: getattr(self, name) for name in CARD}}
+        return {
+            "kind": self.kind,
+            "stride": self.stride,
+            "answer_length": self.answer_length,
+            "unanswerable": self.unanswerable,
+            "threshold": self.threshold,
+        }
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> Self:
         """The task of a card."""
-        return cls(**{name: card[name] for name in CARD})
-
-
-CARD = ("stride", "answer_length", "unanswerable", "threshold")
+        found = cls(
+            stride=int(card["stride"]),
+            answer_length=int(card["answer_length"]),
+            unanswerable=bool(card["unanswerable"]),
+            threshold=float(card["threshold"]),
+        )
+        if found.stride < 0 or found.answer_length < 1:
+            raise StoreError(
+                f"the task card wants a stride of 0 at least and an answer_length of 1, found {found.stride} and "
+                f"{found.answer_length}"
+            )
+        return found
 
 
 def references(row: Row) -> list[str]:

@@ -116,5 +116,9 @@ def shown(value: Any) -> str:
     """A wrong value as errors show it."""
     if value is None or value == "":
         return "nothing"
-    text = repr(value)
-    return f"{type(value).__name__} {text[:57] + '...' if len(text) > 60 else text}"
+    return f"{type(value).__name__} {brief(repr(value))}"
+
+
+def brief(text: str) -> str:
+    """Its beginning, where an error says what was found: all of it may be as long as a request."""
+    return text[:57] + "..." if len(text) > 60 else text

@@ -1,9 +1,11 @@
 """What a user asks, in any of the allowed forms -> a checked row of the task, without a label."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from attentune.errors import DataError
+from attentune.tasks.cells import brief
 from attentune.tasks.columns import Columns
 from attentune.tasks.rows import check_row
 from attentune.tasks.sources import Row
@@ -74,14 +76,14 @@ def _as_row(item: Any, card: Card, where: str) -> Row:
         wanted = "one text"
         if isinstance(item, str):
             return {"text": item}
-    raise DataError(f"{where}: task {name!r} wants {wanted}, found {item!r}")
+    raise DataError(f"{where}: task {name!r} wants {wanted}, found {brief(reprlib.repr(item))}")
 
 
 def _from_columns(row: Mapping[str, Any], task: Task, columns: Columns, where: str) -> Any:
     plain = ("tokens",) if task.kind == "tagging" else ("text", "text_pair")[: 1 + task.pair]
     names = next((names for names in (columns.inputs, plain, ("text",)) if all(n in row for n in names)), None)
     if names is None or (names == ("text",) and task.pair):
-        raise DataError(f"{where}: wanted {' + '.join(columns.inputs)}, found {', '.join(row) or 'nothing'}")
+        raise DataError(f"{where}: wanted {' + '.join(columns.inputs)}, found {brief(', '.join(row)) or 'nothing'}")
     value = row[names[0]] if len(names) == 1 else [row[name] for name in names]
     # A column of words may be a text with spaces between them, as in training; `text` is plain text.
     return value.split() if task.kind == "tagging" and names != ("text",) and isinstance(value, str) else value
@@ -98,12 +100,12 @@ def _asked(item: Any, task: Task, columns: Columns, name: str, where: str) -> Ro
     if isinstance(item, list | tuple):
         item = _listed(cast("Sequence[Any]", item), plain)
     if not isinstance(item, Mapping):
-        raise DataError(f"{where}: task {name!r} wants {wanted}, found {item!r}")
+        raise DataError(f"{where}: task {name!r} wants {wanted}, found {brief(reprlib.repr(item))}")
     row = dict(cast("Mapping[str, Any]", item))
     fitting = next((c for c in (trained, plain) if all(n in row for n in (*c.inputs, *c.choices))), None)
     if fitting is None:
         names = " + ".join((*columns.inputs, *columns.choices))
-        raise DataError(f"{where}: wanted {names}, found {', '.join(row) or 'nothing'}")
+        raise DataError(f"{where}: wanted {names}, found {brief(', '.join(row)) or 'nothing'}")
     return check_row(row, fitting, task.kind, where)
 
 

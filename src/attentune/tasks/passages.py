@@ -15,8 +15,8 @@ Characters = NDArray[np.int32]
 Scores = NDArray[np.float64]
 Offset = tuple[int, int] | None
 """The characters [start, end) of a token; None where it is not of the context."""
-PART = 32_768
-"""Tokens whose passages are merged at a time: a long context has tens of millions, and each is several numbers."""
+PART = 1_000_000
+"""Passages that are merged at a time: a long context has tens of millions, and each is several numbers."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,10 @@ def candidates(z: Logits, features: Windows, longest: int, unanswerable: bool) -
     """Logits [L,2] of start and end -> all passages of at most `longest` tokens in one window, but for empty ones."""
     window, firsts = features.places()
     starts, ends = features.characters()
+    longest = min(longest, max(len(sequence["input_ids"]) for sequence in features.sequences))
     parts = [
         _merged(starts[first], ends[last], scores)
-        for scores, first, last in (passages(z, window, longest, at) for at in _parts(window, ends))
+        for scores, first, last in (passages(z, window, longest, at) for at in _parts(window, ends, longest))
     ]
     nones = z[firsts].astype(np.float64).sum(-1)
     return Candidates(
@@ -97,11 +98,11 @@ def passages(z: Logits, window: Places, longest: int, at: Places) -> tuple[Score
     return z[first, 0].astype(np.float64) + z[last, 1].astype(np.float64), first, last
 
 
-def _parts(window: Places, ends: Characters) -> Iterable[Places]:
-    """The places of the context in the order of their ends, about PART at a time; those of one end stay together."""
+def _parts(window: Places, ends: Characters, longest: int) -> Iterable[Places]:
+    """The places of the context in the order of their ends, of about PART passages; those of one end stay together."""
     places = np.flatnonzero(window >= 0)
     places = places[np.argsort(ends[places], kind="stable")]
-    cuts = np.unique(np.searchsorted(ends[places], ends[places][::PART]))
+    cuts = np.unique(np.searchsorted(ends[places], ends[places][:: max(1, PART // longest)]))
     return np.split(places, cuts[1:])
 
 

@@ -73,7 +73,11 @@ class Cloze(Classification):
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> Self:
         """The task of a card."""
-        return cls(tuple(card["labels"]), bool(card["pair"]), card["template"], tuple(card["words"]))
+        found = cls(tuple(card["labels"]), bool(card["pair"]), str(card["template"]), tuple(map(str, card["words"])))
+        check_template(found.template, found.pair)
+        if len(found.words) != len(found.labels):
+            raise ConfigError(f"each of {len(found.labels)} classes has a word, found {len(found.words)}")
+        return found
 
 
 def cloze_of(
@@ -90,10 +94,7 @@ def cloze_of(
     if not tokenizer.is_fast:
         raise UnsupportedError("a template needs a fast tokenizer, which knows where in the text a token stands")
     template = template or (PAIR if task.pair else SINGLE)
-    places = sorted(GAP.findall(template))
-    if places != sorted(["mask", "text", *["text_pair"] * task.pair]):
-        wanted = "{text}, {text_pair} and {mask}" if task.pair else "{text} and {mask}"
-        raise ConfigError(f"a template has {wanted} once each, found {template!r}")
+    check_template(template, task.pair)
     named = _named(words, task.labels)
     chosen = tuple(named.get(label) or _default(label, task) for label in task.labels)
     tokens: dict[int, str] = {}
@@ -107,6 +108,13 @@ def cloze_of(
             raise ConfigError(f"classes {tokens[token]!r} and {label!r} have the same word {word!r}; see task.words")
         tokens[token] = label
     return Cloze(task.labels, task.pair, template, chosen)
+
+
+def check_template(template: str, pair: bool) -> None:
+    """ConfigError unless a template has the gap and a place for each text, once."""
+    if sorted(GAP.findall(template)) != sorted(["mask", "text", *["text_pair"] * pair]):
+        wanted = "{text}, {text_pair} and {mask}" if pair else "{text} and {mask}"
+        raise ConfigError(f"a template has {wanted} once each, found {template!r}")
 
 
 def _named(words: Sequence[str], labels: Sequence[str]) -> dict[str, str]:

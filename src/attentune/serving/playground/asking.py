@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
-
 from attentune.card import TaskCard
 from attentune.errors import DataError, UnknownTaskError
 from attentune.serving.entry import Entry
@@ -91,7 +89,7 @@ async def ask(service: Service, key: Key, names: Sequence[str], form: Form) -> l
         Refused: the whole request is.
         OverloadedError: the queue is full.
     """
-    await run_in_threadpool(service.registry.catch_up)
+    await service.fresh.ensure()
     replies: dict[str, Reply] = {}
     asked: list[Wanted] = []
     cards: dict[str, TaskCard] = {}

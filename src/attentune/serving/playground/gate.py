@@ -13,11 +13,12 @@ from attentune.serving.problems import Refused
 
 
 def ask_for_key(keys: Keys, opened: Callable[[Key], None]) -> None:
-    """A form for a key with the scope admin, since the page names all tasks; `opened` is called with what it knows."""
+    """A form for a key that may see all tasks (admin) and ask them (predict); `opened` is called with it."""
 
     def check() -> None:
         try:
             key = admit(keys, given.value, "admin")
+            admit(keys, given.value, "predict")
         except Refused as error:
             said.set_text("This key is not known here." if error.status == 401 else f"No: {error.detail}.")
             said.set_visibility(True)
@@ -27,7 +28,11 @@ def ask_for_key(keys: Keys, opened: Callable[[Key], None]) -> None:
 
     with box("section", "gate") as form:
         words("h2", "A key, please")
-        words("p", "This page shows every task, so that it wants an API key with the scope admin.", "note")
+        words(
+            "p",
+            "This page shows and asks every task: its API key has the scopes admin and predict.",
+            "note",
+        )
         given = (
             ui.input("API key", password=True).props("outlined autofocus autocomplete=off").on("keydown.enter", check)
         )

@@ -6,7 +6,6 @@ from importlib.resources import files
 
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
-from starlette.concurrency import run_in_threadpool
 
 from attentune.errors import UnknownTaskError
 from attentune.serving.keys import Key, Keys
@@ -48,7 +47,7 @@ def _tasks(service: Service, key: Key, about: TextElement) -> None:
 
     async def follow() -> None:
         nonlocal known
-        await run_in_threadpool(service.registry.catch_up)
+        await service.fresh.ensure()
         try:
             now = list(signature(service, key))
         except UnknownTaskError:
