@@ -22,6 +22,8 @@ RUN pip install --constraint constraints.txt ".[$EXTRAS]"
 
 RUN useradd --uid 1000 --create-home attentune && mkdir /adapters && chown attentune /adapters
 USER attentune
+# As that user: a volume begins with the rights of the folder that it covers.
+RUN mkdir -p "$HF_HOME"
 WORKDIR /home/attentune
 VOLUME /adapters
 EXPOSE 8000

@@ -114,7 +114,8 @@ def test_a_row_that_cannot_be_read_is_no_fault_of_who_asks(tiny_bert: Path, fold
 def test_a_version_that_is_replaced_while_the_body_comes_does_not_answer(
     client: TestClient, made: dict[str, Path]
 ) -> None:
-    registry = client.app.state.service.registry  # pyright: ignore[reportFunctionMemberAccess]
+    app: Any = client.app
+    registry = app.state.service.registry
     first = registry.task("tone").active.id
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["sun"]}
 
