@@ -131,6 +131,8 @@ def test_what_cannot_be_adopted_is_refused(tmp_path: Path, capsys: pytest.Captur
     refused(UnsupportedError, "one linear layer", task_type="FEATURE_EXTRACTION")
     refused(ConfigError, "3 outputs and 2 labels", labels=["a", "b"])
     refused(ConfigError, "two classes are named 'a'", labels=["a", "b", "a"])
+    with pytest.raises(ConfigError, match="lora is the LoRA adapter itself, which stays as it is; name another output"):
+        adopt(tmp_path / "lora", tmp_path / "lora", LABELS, base)
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / store.CONFIG).touch()
     for kind in ("banana", "regression", "multilabel"):

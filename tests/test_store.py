@@ -170,6 +170,27 @@ def test_what_is_no_adapter_is_not_replaced(tmp_path: Path) -> None:
     write(tmp_path / "empty")
 
 
+def test_an_adapter_with_other_things_beside_it_is_not_replaced(tmp_path: Path) -> None:
+    """As peft saves several adapters, the others in folders, or a Trainer its checkpoints."""
+    folder = write(tmp_path / "run")
+    write(folder / "other")
+    with pytest.raises(StoreError, match="run holds more than an adapter, other, and all that is there goes"):
+        write(folder, NEW)
+    for name in ("checkpoint-1", "checkpoint-2", "notes.txt"):
+        (folder / name).touch()
+    with pytest.raises(StoreError, match=r"checkpoint-1, checkpoint-2, notes.txt \.\.\., and"):
+        store.copy(write(tmp_path / "made"), folder, {})
+    assert [(place / store.WEIGHTS).read_bytes() for place in (folder, folder / "other")] == [OLD, OLD]
+
+
+def test_a_copy_holds_the_adapter_alone(tmp_path: Path) -> None:
+    made = write(tmp_path / "made")
+    names = {path.name for path in made.iterdir()}
+    (made / ".git").mkdir()
+    for _ in range(2):
+        assert {path.name for path in store.copy(made, tmp_path / "copy", {}).iterdir()} == names
+
+
 def test_wrong_folders(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no adapter folder at"):
         store.read(tmp_path / "none")

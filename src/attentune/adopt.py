@@ -77,7 +77,7 @@ def adopt(
     Raises:
         UnsupportedError: it is no LoRA, changes anything but q, k, v and o, its head is more than one linear layer, or
             Longformer tags.
-        ConfigError: another kind, or other labels than the head has outputs.
+        ConfigError: another kind, other labels than the head has outputs, or `output` is `folder`.
         StoreError: the folder is incomplete or does not fit the backbone.
     """
     if kind not in ("classification", "tagging"):
@@ -86,6 +86,8 @@ def adopt(
     if twice is not None:
         raise ConfigError(f"two classes are named {twice!r}; each output of the head has its own name")
     target = store.check_writable(output)
+    if target.resolve() == Path(folder).expanduser().resolve():
+        raise ConfigError(f"{output} is the LoRA adapter itself, which stays as it is; name another output")
     config, tensors = _read(Path(folder))
     name = backbone or config.base_model_name_or_path
     if not name:

@@ -71,7 +71,7 @@ def write(
     """Write an adapter folder; an older one at the same place is replaced.
 
     Raises:
-        StoreError: something that is no adapter is at the place.
+        StoreError: something that is no adapter, or more than one, is at the place.
     """
     target = check_writable(folder)
     fresh = target.with_name(f".{target.name}.new")
@@ -96,13 +96,13 @@ def copy(made: Path, folder: str | Path, metrics: Mapping[str, Any], more: Mappi
     An older adapter at the place is replaced.
 
     Raises:
-        StoreError: something that is no adapter is at the place.
+        StoreError: something that is no adapter, or more than one, is at the place.
     """
     target = check_writable(folder)
     card = read(made).card
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(made, fresh)
+    shutil.copytree(made, fresh, ignore=lambda _, names: set(names) - FILES)
     (fresh / METRICS).write_text(as_json(metrics), encoding="utf-8")
     (fresh / README).write_text(model_card(card, metrics, (fresh / WEIGHTS).stat().st_size), encoding="utf-8")
     for name, text in (more or {}).items():
@@ -148,6 +148,13 @@ def check_writable(folder: str | Path) -> Path:
     recover(target)
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file()):
         raise StoreError(f"{folder} exists and is no adapter folder; name another one")
+    more = sorted({path.name for path in target.iterdir()} - FILES) if target.is_dir() else []
+    if more:
+        found = ", ".join(more[:3]) + (" ..." if len(more) > 3 else "")
+        raise StoreError(
+            f"{folder} holds more than an adapter, {found}, and all that is there goes when a new adapter takes its "
+            "place; name another folder"
+        )
     return target
 
 

@@ -23,7 +23,7 @@ def adopt_command(
     from attentune import store
     from attentune.adopt import adopt
 
-    store.tell_replaced(store.check_writable(output), show.progress)
+    store.tell_replaced(store.check_writable(output), show.progress, own=folder)
     pair = task == "pair"
     written = adopt(folder, output, label, backbone, "classification" if pair else task, pair)
     if json:
