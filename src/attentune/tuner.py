@@ -6,6 +6,7 @@ The only file that knows how peft injects adapters. A method becomes known to pe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -241,6 +242,26 @@ class SiteTuner(BaseTuner):
             like = next(iter(layer.tensors(adapter_name).values()), layer.stack.dims().words)
             layer.put(adapter_name, folded, tensors, like, method.frozen(folded), folded.inference_mode)
         self.peft_config[adapter_name] = folded
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Take an adapter off. If it was the active one, another takes its place, the same at every site.
+
+        peft lets each site choose, among the adapters that act there.
+        """
+        active = list(self.active_adapters)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Adapter .* was active which is now deleted")
+            super().delete_adapter(adapter_name)
+        if adapter_name not in active or not self.peft_config:
+            return
+        others = [name for name in active if name != adapter_name]
+        if not others:
+            others = [min(self.peft_config)]
+            warnings.warn(
+                f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {others[0]}.",
+                stacklevel=2,
+            )
+        self.set_adapter(others, inference_mode=all(self.peft_config[name].inference_mode for name in others))
 
     def _layers(self) -> list[AdapterLayer]:
         mine = type(self).method

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from attentune import KernelMixConfig
 from attentune.errors import AttentuneError
 
 from .kit import (
@@ -92,6 +93,25 @@ def test_delete_an_active_adapter(form):
     assert set(model.state_dict()) == keys
     assert trained(model) == gradients
     assert torch.equal(answer(model.eval(), batch), wanted)
+
+
+@pytest.mark.parametrize("parts", ["qvo", "q"])
+def test_one_adapter_follows_a_deleted_one_at_every_site(parts):
+    """Also where it does not act, and where only another one does."""
+    model, batch = get_peft_model(model_of("bert"), KernelMixConfig(parts=parts, init_weights=False)), batch_of("bert")
+    model.add_adapter("b", KernelMixConfig(parts="q", init_weights=False))
+    model.add_adapter("c", KernelMixConfig(parts="v", init_weights=False, inference_mode=True))
+    for gone, left in (("default", "b"), ("b", "c")):
+        with pytest.warns(UserWarning, match=f"{gone} was active which is now deleted.*to {left}") as said:
+            model.delete_adapter(gone)
+        assert len(said) == 1
+        assert model.active_adapters == [left]
+        assert bool(trained(model)) == (left == "b")
+        followed = answer(model.eval(), batch)
+        model.set_adapter(left)
+        assert torch.equal(answer(model, batch), followed)
+    model.delete_adapter("c")
+    assert model.active_adapters == []
 
 
 @every_form
