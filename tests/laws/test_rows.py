@@ -146,3 +146,18 @@ def test_returned_attentions_are_each_row_s_own() -> None:
         alone = model(**rows_of(batch, [row]), adapter_names=[name], output_attentions=True).attentions
         for block, each in enumerate(alone):
             torch.testing.assert_close(mixed[block][row], each[0], **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("structures", [("m1", "seq"), ("seq", "m1")])
+def test_returned_hidden_states_are_each_row_s_own(structures: tuple[str, str]) -> None:
+    """Where one row's edit at the end of a block is followed by another row's at the entrance of the next."""
+    forms = [Form("tiny_attention", (("structure", structure),)) for structure in structures]
+    model = adapted(forms[0], "bert")
+    add(model, "other", forms[1], 2)
+    batch, names = batch_of("bert"), ["default", "other", "__base__"]
+    mixed = model(**batch, adapter_names=names, output_hidden_states=True).hidden_states
+    for row, name in enumerate(names):
+        alone = model(**rows_of(batch, [row]), adapter_names=[name], output_hidden_states=True).hidden_states
+        for block, each in enumerate(alone):
+            torch.testing.assert_close(mixed[block][row], each[0], **TOLERANCE)

@@ -73,8 +73,8 @@ class Frame:
     """Which site is running: the key of its memory."""
     fresh: bool = False
     """Nobody else holds the y of the running edit, which may write into it; never where gradients are wanted."""
-    own: Tensor | None = None
-    """[B,...] what an edit before a module has made for the whole batch: the next one there may write into it."""
+    own: tuple[Site, Tensor] | None = None
+    """[B,...] what an edit at a site has made for the whole batch: the next one there may write into it."""
     rows: Tensor | None = None
     """[R] the rows of the whole batch that this frame shows; None: all."""
     batch: int = 0

@@ -191,18 +191,21 @@ class SiteLayer(AdapterLayer):
         if group.rows is None:
             return self._edit_part(group, x, y, view, fresh)
         if not fresh and not torch.is_grad_enabled():
-            frame.own, fresh = y.clone(), True
-            y = frame.own
+            y, fresh = y.clone(), True
+            frame.own = self.site, y
         part = self._edit_part(group, group.take(x), group.take(y), view, fresh or group.start is None)
         return group.put(y, part, fresh)
 
     def _is_fresh(self, y: Tensor, frame: Frame) -> bool:
         """Whether nobody else holds y, so that an edit may write over it: it is the host's own output, or an edit's
-        before the host. Copying the batch costs more than many an edit.
+        at the same place. Copying the batch costs more than many an edit.
         """
+        if torch.is_grad_enabled():  # Autograd would copy more than is saved: a Linear's output is a view to it.
+            return False
         leaves = self.site not in (Site.BLOCK_INPUT, Site.CONTEXT)
-        # With gradients, autograd would copy more than is saved, as the output of a Linear is a view to it.
-        return (y is frame.own or (leaves and isinstance(self._host[0], FRESH))) and not torch.is_grad_enabled()
+        # What leaves a block enters the next one as it is, and whoever asked for hidden states holds it in between.
+        mine = frame.own is not None and frame.own[0] == self.site and y is frame.own[1]
+        return mine or (leaves and isinstance(self._host[0], FRESH))
 
     def _edit_part(self, group: Group, x: Tensor, y: Tensor, frame: Frame, fresh: bool) -> Tensor:
         i, n = self.place.part
