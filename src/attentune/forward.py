@@ -38,8 +38,7 @@ def rows(model: nn.Module, names: list[str], configs: dict[str, Any], batch: Ten
         UnsupportedError: an unknown name, more or fewer names than rows, a merged adapter, or a native head that not
             all named adapters have.
     """
-    if batch is not None and len(names) != len(batch):
-        raise UnsupportedError(f"adapter_names has one name a row: {len(names)} names were given for {len(batch)} rows")
+    _check_count(names, batch)
     request = RowRequest.of(names, configs)
     modules = list(model.modules())
     merged = {n for m in modules if isinstance(m, AdapterLayer) for n in m.merged_adapters}
@@ -55,6 +54,22 @@ def rows(model: nn.Module, names: list[str], configs: dict[str, Any], batch: Ten
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_rows(model: nn.Module, batch: Tensor | None) -> None:
+    """As `rows` does, of a forward that runs inside it: peft's models of a task keep the batch back until then.
+
+    Raises:
+        UnsupportedError: more or fewer names than rows.
+    """
+    for stack in stacks_in(model):
+        if stack.request is not None:
+            _check_count(stack.request.names, batch)
+
+
+def _check_count(names: Sequence[str], batch: Tensor | None) -> None:
+    if batch is not None and len(names) != len(batch):
+        raise UnsupportedError(f"adapter_names has one name a row: {len(names)} names were given for {len(batch)} rows")
 
 
 @contextmanager

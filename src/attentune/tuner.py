@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from attentune.anatomy import Place, stacks_of
 from attentune.errors import ConfigError, UnsupportedError
-from attentune.forward import rows, source_tokens
+from attentune.forward import check_rows, rows, source_tokens
 from attentune.heads import HeadLayer, Heads
 from attentune.method import METHODS, Method, MethodConfig, Site, peft_name
 from attentune.sites import STACK_CHILD, AdapterLayer, SiteLayer, Stack, prefix_attention, stacks_in
@@ -167,7 +167,9 @@ class SiteTuner(BaseTuner):
     # --- one forward -------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model; peft calls its `forward`, past the hooks."""
+        """Call the model; peft calls its `forward`, past the hooks. Generation does not come this way."""
+        given = kwargs.get("input_ids", args[0] if args else None)
+        check_rows(self.model, kwargs.get("inputs_embeds") if given is None else given)
         return self.model(*args, **kwargs)
 
     @contextmanager

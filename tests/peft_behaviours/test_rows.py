@@ -7,7 +7,7 @@ import torch
 
 from attentune.errors import UnsupportedError
 
-from .kit import FORMS, add, answer, batch_of, every_cell, every_form, model_of, named, unchanged, wrap
+from .kit import FORMS, KINDS, add, answer, batch_of, every_cell, every_form, model_of, named, unchanged, wrap
 
 NAMES = ["default", "__base__", "other", "default", "other"]
 GENERATING = [form for form in FORMS if form.method != "pasta"]
@@ -63,10 +63,23 @@ def test_unknown_names_and_wrong_lengths_are_refused(form):
     with unchanged(model):
         with pytest.raises(UnsupportedError, match=r"no such adapter: \['absent'\]; loaded are \['default'\]"):
             answer(model, batch, adapter_names=["default", "absent", "default"])
-        for names in (["default"] * 2, ["default"] * 4, []):
+        for names in (["default"], ["default"] * 2, ["default"] * 4, []):
             with pytest.raises(UnsupportedError, match=f"{len(names)} names were given for 3 rows"):
                 answer(model, batch, adapter_names=names)
     assert torch.equal(answer(model, batch), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("by", ["input_ids", "inputs_embeds"])
+def test_only_beams_may_be_more_rows_than_names(kind, by):
+    """Of a model of a task, which has `input_ids` in its signature."""
+    model, batch = wrap(FORMS[0], kind), batch_of(kind, rows=4)
+    if by == "inputs_embeds":
+        batch[by] = model.get_input_embeddings()(batch.pop("input_ids")).detach()
+    for names in (["default"], ["default", "__base__"]):
+        with pytest.raises(UnsupportedError, match=f"{len(names)} names were given for 4 rows"):
+            answer(model, batch, adapter_names=names)
+    answer(model, batch, adapter_names=["default", "__base__"] * 2)
 
 
 @every_form
