@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from attentune import METHODS
 from attentune.anatomy import anatomies_of, max_length
 from attentune.errors import UnsupportedError
 from laws.cells import CELLS, Form, adapted, add, cells
@@ -161,3 +162,21 @@ def test_returned_hidden_states_are_each_row_s_own(structures: tuple[str, str]) 
         alone = model(**rows_of(batch, [row]), adapter_names=[name], output_hidden_states=True).hidden_states
         for block, each in enumerate(alone):
             torch.testing.assert_close(mixed[block][row], each[0], **TOLERANCE)
+
+
+@pytest.mark.parametrize(("form", "kind"), [cell for cell in CELLS if ZOO[str(cell.values[1])].causal])
+def test_texts_packed_into_one_row_stay_apart_or_are_refused(form: Form, kind: str) -> None:
+    """By position_ids that start again; transformers tells them so where there is neither a mask nor a cache."""
+    model, batch = adapted(form, kind), batch_of(kind, (5, 7))
+    texts = [batch["input_ids"][row : row + 1, :length] for row, length in enumerate((5, 7))]
+    packed: dict[str, Any] = {"input_ids": torch.cat(texts, 1), "use_cache": False}
+    answer(model, packed, position_ids=torch.arange(12)[None])
+    starting = torch.cat([torch.arange(5), torch.arange(7)])[None]
+    if not METHODS[form.method].packs(model.peft_config["default"]):
+        with pytest.raises(UnsupportedError, match=f"position_ids of row 0 do not rise by one.*{form.method} would"):
+            answer(model, packed, position_ids=starting)
+        with model.disable_adapter():
+            answer(model, packed, position_ids=starting)
+        return
+    apart = torch.cat([answer(model, {"input_ids": text}) for text in texts], 1)
+    torch.testing.assert_close(answer(model, packed, position_ids=starting), apart, **TOLERANCE)

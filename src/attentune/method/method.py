@@ -48,6 +48,8 @@ class Method:
     """Fill the config's `None`s from the backbone, in place; raise UnsupportedError where the method cannot act."""
     sees_padding: Callable[[Any], bool] = lambda cfg: False
     """What stands at padding enters its formula, as in its authors' code."""
+    packs: Callable[[Any], bool] = lambda cfg: False
+    """Several texts in one row, told by position_ids that start again, are to it as if each had a row of its own."""
     position_shift: Callable[[Any], int] = lambda cfg: 0
     """By how much positions of the text move although nothing stands in front."""
     pools_prompt: Callable[[Any], bool] = lambda cfg: False

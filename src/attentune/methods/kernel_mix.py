@@ -260,5 +260,6 @@ METHOD = Method(
     prepare=prepare,
     sites=sites,
     taps=taps,
+    packs=lambda cfg: True,
     merge=merge,
 )

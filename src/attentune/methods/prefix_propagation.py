@@ -258,6 +258,7 @@ METHOD = Method(
     sites=sites,
     taps=lambda cfg: (Site.QUERY,) if cfg.mode == "kernel" else (),
     resolve=resolve,
+    packs=lambda cfg: not cfg.propagates,
     position_shift=position_shift,
     pools_prompt=lambda cfg: cfg.pool == "prefix",
     fold=fold,

@@ -16,6 +16,7 @@ from attentune.method import Dims, Frame, Group, Site
 from attentune.sites import memory, merge, replay
 from attentune.sites.fan import Fan, Joint
 from attentune.sites.layer import SiteLayer
+from attentune.sites.packed import check_packed
 from attentune.sites.rows import RowRequest
 from attentune.sites.tap import SeenByRows, Tap
 from attentune.sites.widen import Front, leave, widen, widen_cross_attention
@@ -47,12 +48,11 @@ class Stack(nn.Module):
         self._model_names: list[str] = []
         self._tapped: set[tuple[Site, int]] = set()
         self._joined = False
+        last = self._module(anatomy.block_path(anatomy.layers(config) - 1))
         self._handles: list[Any] = [
             host.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True),
             host.register_forward_hook(self._leave, prepend=True, with_kwargs=True),
-            self._module(anatomy.block_path(anatomy.layers(config) - 1)).register_forward_hook(
-                self._last, prepend=False
-            ),
+            last.register_forward_hook(self._last, prepend=False),
         ]
         if anatomy.positions == "table":
             table = self._module("embed_positions")
@@ -234,7 +234,6 @@ class Stack(nn.Module):
                 "adapter_names reached the backbone, which would ignore it; "
                 "pass it to a PeftModel or to an attentune.TaskModel"
             )
-        task_ids = call.pop("task_ids", None)
         tokens, embeds = call.get("input_ids"), call.get("inputs_embeds")
         lead = tokens if tokens is not None else embeds
         if lead is None:
@@ -253,7 +252,7 @@ class Stack(nn.Module):
             causal=self.anatomy.causal,
             training=host.training,
             groups=groups,
-            task_ids=task_ids,
+            task_ids=call.pop("task_ids", None),
             source=self._source(batch, length, lead.device),
             cache=cache,
             batch=batch,
@@ -261,10 +260,11 @@ class Stack(nn.Module):
         )
         if host.training and torch.is_grad_enabled():
             replay.install(self)
+        check_packed(self, self.frame, call)
         changed = widen(self, self.frame, call)
         if self.encoder is not None:
             changed = widen_cross_attention(self.encoder.front, call) or changed
-        changed = changed or task_ids is not None or memory.given_in(call, self.cache_name) is not given
+        changed = changed or self.frame.task_ids is not None or memory.given_in(call, self.cache_name) is not given
         return ((), call) if changed else None
 
     def _source(self, batch: int, length: int, device: torch.device) -> Tensor | None:
