@@ -82,6 +82,7 @@ WRONG = [
     ("attempt", {"attention": "full"}, "attention is one of sub, constant, dot, linear, none, not 'full'"),
     ("attempt", {"length": 0}, "length and tasks are at least 1"),
     ("attempt", {"tasks": 2, "task": 2}, "task is below tasks; got 8, 2, 2"),
+    ("attempt", {"tasks": 2, "task_type": "SEQ_CLS"}, "peft's models with a task_type, here SEQ_CLS, do not pass on"),
     ("attempt", {"ignore_target": True, "sources": 0}, "at least one source"),
     ("attempt", {"ignore_target": True, "attention": "none"}, "at least one source and an attention"),
     ("attempt", {"temperature": 0.0}, "temperature is positive, not 0.0"),

@@ -8,7 +8,7 @@ K source prompts, trained before and frozen, and the task's own target prompt ar
 
 `attention`: sub (above), constant (uniform weights), dot (g = x), linear (g = LN(W x)), none (prompt tuning: the
 target alone). `source_names` say what the sources are. `tasks` > 1 holds one target prompt a task under one attention;
-`task_ids` [B] says whose a row is.
+`task_ids` [B] says whose a row is (without a `task_type`: peft's models of a task keep `task_ids` for themselves).
 
 Where the authors' code differs: its max-pool runs over padding, so an answer depends on the batch; here padding is
 masked (`paper_exact` does not mask). Its dot and linear attention cannot run, its attention norm and its second
@@ -49,7 +49,7 @@ class AttemptConfig(MethodConfig):
         default=None, metadata={"help": "T of the softmax; default: a quarter of width times RMS of the embeddings"}
     )
     ignore_target: bool = field(default=False, metadata={"help": "the sources alone, without the task's own prompt"})
-    tasks: int = field(default=1, metadata={"help": "target prompts under one shared attention"})
+    tasks: int = field(default=1, metadata={"help": "target prompts under one shared attention; without a task_type"})
     task: int = field(default=0, metadata={"help": "the target prompt of rows without task_ids"})
     train_sources: bool = field(default=False, metadata={"help": "train the source prompts too (none at hand, say)"})
     paper_exact: bool = field(default=False, metadata={"help": "max-pool over padding too, as the authors' code does"})
@@ -67,6 +67,11 @@ class AttemptConfig(MethodConfig):
         if self.length < 1 or self.tasks < 1 or not 0 <= self.task < self.tasks:
             raise ConfigError(
                 f"length and tasks are at least 1 and task is below tasks; got {self.length}, {self.tasks}, {self.task}"
+            )
+        if self.tasks > 1 and self.task_type is not None:
+            raise ConfigError(
+                f"{self.tasks} tasks are told apart by task_ids, which peft's models with a task_type, here "
+                f"{getattr(self.task_type, 'value', self.task_type)}, do not pass on; leave task_type out"
             )
         if self.sources < 0 or self.bottleneck < 1:
             raise ConfigError(
