@@ -163,3 +163,19 @@ def test_shapes_can_be_had_without_numbers() -> None:
         model = get_peft_model(model_of("bert"), TinyAttentionConfig())
     found = model(input_ids=torch.ones(2, 5, dtype=torch.long, device="meta")).last_hidden_state
     assert found.shape == (2, 5, 32)
+
+
+@pytest.mark.parametrize("chosen", [None, ["other"]])
+def test_what_is_merged_keeps_its_head(chosen: list[str] | None) -> None:
+    model: Any = get_peft_model(TaskModel(model_of("bert")), KernelMixConfig(init_weights=False, head=head()))
+    model.add_adapter("other", KernelMixConfig(init_weights=False, head=head(num_labels=5)))
+    batch, left = batch_of("bert"), (chosen or ["default"])[0]
+    model.eval().set_adapter(left)
+    expected = model(**batch).logits
+    model.set_adapter("default")
+    merged = model.merge_and_unload(adapter_names=chosen)
+    torch.testing.assert_close(merged(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+    assert [name for name in merged.state_dict() if name.startswith("heads")] == [
+        f"heads.head_kernel_mix.{key}.{left}" for key in ("out_weight", "out_bias")
+    ]
+    assert not any(p.requires_grad for p in merged.parameters())

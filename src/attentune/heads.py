@@ -157,6 +157,12 @@ class HeadLayer(AdapterLayer):
         tensors = {"out_weight": torch.randn(head.num_labels, hidden) * 0.02, "out_bias": torch.zeros(head.num_labels)}
         self.put(name, cfg, tensors, like, inference_mode=inference_mode)
 
+    def keep(self, name: str) -> None:
+        """Leave one adapter's head alone, frozen, where the adapter itself has become a part of the backbone."""
+        self.set_adapter([name], inference_mode=True)
+        for other in self.configs.keys() - {name}:
+            self.delete_adapter(other)
+
     def answer(self, name: str, rows: Tensor | None, states: States) -> Tensor:
         """[R,C] or [R,T,C], in the head's precision."""
         head, p = HeadConfig(**(self.configs[name].head or {})), self.tensors(name)

@@ -211,16 +211,19 @@ class SiteTuner(BaseTuner):
             self.merge_adapter(adapter_names, safe_merge)
         else:
             self.unmerge_adapter()
+        mine = set(self._layers())
+        kept = (adapter_names or list(self.active_adapters))[:1] if merge else []
         for module in list(self.model.modules()):
             for name, child in list(module.named_children()):
-                if isinstance(child, HeadLayer) or (isinstance(child, SiteLayer) and child.method is type(self).method):
+                if isinstance(child, HeadLayer) and child.configs.keys() & set(kept):
+                    child.keep(kept[0])
+                elif child in mine:
                     delattr(module, name)
                     _forget(module, child)
                 elif isinstance(child, AuxiliaryTrainingWrapper):
                     setattr(module, name, _unwrapped(child, merge))
         _clear_stacks(self.model)
-        if hasattr(self.model, "peft_config"):
-            del self.model.peft_config
+        self.model.__dict__.pop("peft_config", None)
         return self.model
 
     def fold_adapter(self, adapter_name: str) -> None:
@@ -259,10 +262,8 @@ class SiteTuner(BaseTuner):
         others = [name for name in active if name != adapter_name]
         if not others:
             others = [min(self.peft_config)]
-            warnings.warn(
-                f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {others[0]}.",
-                stacklevel=2,
-            )
+            told = f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {others[0]}."
+            warnings.warn(told, stacklevel=2)
         self.set_adapter(others, inference_mode=all(self.peft_config[name].inference_mode for name in others))
 
     def _layers(self) -> list[AdapterLayer]:
@@ -307,7 +308,7 @@ def _config_of(module: nn.Module, model: nn.Module) -> Any:
     return getattr(module, "config", None) or model.config
 
 
-def _forget(host: nn.Module, layer: AdapterLayer) -> None:
+def _forget(host: nn.Module, layer: nn.Module) -> None:
     if not isinstance(layer, SiteLayer):
         return
     layer.remove()
