@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from test_train import rows_of
 from transformers import AutoModel, AutoTokenizer
+from writers import save_writer
 
+import attentune
 from attentune.cli import app, main, precision, show
 from attentune.confidence import Judgement
 from attentune.evaluation.metrics import classification
@@ -296,6 +298,28 @@ def test_merge(tone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
     assert run("merge", tone, "--output", tmp_path / "merged") == 2
     assert "exists; name a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_an_encoder_decoder_is_merged_whole(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    base, rows = save_writer(kind, tmp_path / "base"), rows_of("classification", 16)
+    options: dict[str, Any] = {"epochs": 1, "biases": False, "learning_rate": 0.05, "max_length": 12}
+    adapter = attentune.train(rows, "kernel_mix", tmp_path / "a", str(base), **options).folder
+    assert run("merge", adapter, "--output", tmp_path / "merged") == 0
+    assert "get_encoder() reads for the head" in capsys.readouterr().err
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "merged")("anna ben", return_tensors="pt")
+    model, found = AutoModel.from_pretrained(tmp_path / "merged", output_loading_info=True)
+    assert not found["missing_keys"]
+    with torch.no_grad():
+        states = model.eval().get_encoder()(tokens["input_ids"], tokens["attention_mask"]).last_hidden_state
+    head = load_file(tmp_path / "merged" / "head.safetensors")
+    loaded = attentune.load(adapter)
+    wanted = loaded.predict(["anna ben"])[0]["probabilities"]
+    logits = (states.mean(1) @ head["weight"].T + head["bias"]) / loaded.card.calibration.temperature
+    assert logits.softmax(-1)[0].tolist() == pytest.approx(list(wanted.values()), abs=1e-5)
 
 
 def test_merge_refuses_what_is_no_part_of_a_weight(

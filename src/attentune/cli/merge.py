@@ -1,6 +1,7 @@
 """`attentune merge`: an adapter merged into a copy of its backbone, a plain transformers folder.
 
-config.json, model.safetensors, tokenizer files     the merged backbone, for `transformers.AutoModel`
+config.json, model.safetensors, tokenizer files     the merged backbone, for `transformers.AutoModel`; an
+                                                    encoder-decoder whole, its encoder merged
 head.safetensors                                    the task's head: `weight` [C,D], `bias` [C]; not for tasks that
                                                     write, whose backbone is saved with its own language head
 task.json                                           labels, pooling and the rest of the task card
@@ -29,12 +30,16 @@ def merge_command(
 
     Example: attentune merge sentiment --output sentiment-merged
     """
+    from transformers import AutoConfig
+
     merged = merge(folder, output, backbone)
     head = merged / HEAD
     if json:
         show.as_json({"output": str(merged), "head": str(head) if head.exists() else None})
     elif head.exists():
-        show.progress(f"{merged}: the merged backbone (transformers.AutoModel); {HEAD}: the task's head")
+        parts = AutoConfig.from_pretrained(merged).is_encoder_decoder
+        reader = "transformers.AutoModel" + (", of which get_encoder() reads for the head" if parts else "")
+        show.progress(f"{merged}: the merged backbone ({reader}); {HEAD}: the task's head")
     else:
         show.progress(f"{merged}: the merged model with its language head")
 
@@ -74,11 +79,11 @@ def merge(folder: str | Path, output: str | Path, backbone: str | None = None) -
         if isinstance(head, HeadLayer)
         for key, value in head.tensors("default").items()
     }
-    merged = cast("Any", model).merge_and_unload()
+    cast("Any", model).merge_and_unload()
     fresh = target.with_name(f".{target.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    (merged if writes else merged.backbone).save_pretrained(fresh)
+    base.save_pretrained(fresh)
     tokenizer.save_pretrained(fresh)
     if tensors:
         save_file(tensors, fresh / HEAD)
