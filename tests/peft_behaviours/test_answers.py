@@ -4,6 +4,9 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from attentune import AttemptConfig
+from attentune.errors import UnsupportedError
+
 from .kit import FORMS, batch_of, model_of, natively
 
 ATTEMPT = next(form for form in FORMS if form.method == "attempt")
@@ -39,6 +42,24 @@ def test_labels_say_what_the_answer_is(way, positional):
     without = logits(model, tokens, None, positional)
     assert not torch.allclose(seen, without)
     assert not torch.allclose(without, logits(model, other, None, positional))
+
+
+@pytest.mark.parametrize("way", ["by task", "without a task", pytest.param("native", marks=natively)])
+def test_nothing_is_learned_without_labels(way):
+    """Trainer takes them out of the batch where the loss is not the model's own."""
+    model, batch = wrapped(way).train(), batch_of("llama")
+    with pytest.raises(UnsupportedError, match="no labels tell which it is"):
+        model(**batch)
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    with torch.no_grad():
+        model(**batch)
+    model.eval()(**batch)
+
+
+@pytest.mark.parametrize("attention", ["constant", "none"])
+def test_a_prompt_that_sees_no_text_is_learned_without_labels(attention):
+    config = AttemptConfig(length=3, sources=2, attention=attention)
+    get_peft_model(model_of("llama"), config).train()(**batch_of("llama")).logits.sum().backward()
 
 
 @pytest.mark.parametrize("way", ["by task", "without a task"])

@@ -5,11 +5,19 @@ import torch
 
 from attentune.errors import ConfigError
 
-from .kit import NATIVE_HEAD, Form, answer, base_of, batch_of, every_cell, every_form, same, tensors_of, wrap
+from .kit import KINDS, NATIVE_HEAD, Form, answer, base_of, batch_of, every_cell, every_form, same, tensors_of, wrap
 
 
 def loss_of(model, batch):
     return model(**batch).logits.float().square().mean()
+
+
+def batch_to_learn(kind):
+    """Language models are told which tokens are an answer: here none is."""
+    batch = batch_of(kind)
+    if KINDS[kind][1] == "CAUSAL_LM":
+        batch["labels"] = torch.full_like(batch["input_ids"], -100)
+    return batch
 
 
 def gradients(model, batch):
@@ -23,7 +31,7 @@ def gradients(model, batch):
 
 @every_cell
 def test_a_step_updates_the_adapter_and_nothing_else(form, kind):
-    model, batch = wrap(form, kind).train(), batch_of(kind)
+    model, batch = wrap(form, kind).train(), batch_to_learn(kind)
     base, before = base_of(model), {key: p.detach().clone() for key, p in tensors_of(model).items()}
     frozen = {key for key, p in tensors_of(model).items() if not p.requires_grad}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -82,7 +90,7 @@ def test_inputs_require_gradients_when_checkpointing_is_on(form):
 @every_cell
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not-reentrant"])
 def test_checkpointed_gradients_are_the_same(form, kind, reentrant):
-    batch = batch_of(kind)
+    batch = batch_to_learn(kind)
     wanted = gradients(without_dropout(form, kind), batch)
     model = without_dropout(form, kind)
     model.prepare_model_for_gradient_checkpointing(model.get_base_model())

@@ -59,6 +59,8 @@ class Frame:
     """[B] which of an adapter's tasks a row belongs to, for methods that hold several."""
     source: Tensor | None = None
     """[B,T] on causal models: False for tokens of the answer, which an input-dependent prompt may not see."""
+    writes: bool = False
+    """A language head on a causal model reads what leaves the stack."""
     cache: Any = None
     """The cache of the stack's self-attention, where there is one."""
     seen: dict[Site, Tensor] = field(default_factory=_no_tensors)

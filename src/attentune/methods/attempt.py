@@ -14,7 +14,8 @@ Where the authors' code differs: its max-pool runs over padding, so an answer de
 masked (`paper_exact` does not mask). Its dot and linear attention cannot run, its attention norm and its second
 learning rate never train by oversight. T = d e fits T5's large embeddings; the default here is a quarter of d times
 their RMS, the same softness on any backbone. Prompts start from rows of the vocabulary. On causal models the answer
-(tokens whose label is not -100) is left out of the max, or it would leak into its own prompt.
+(tokens whose label is not -100) is left out of the max, or it would leak into its own prompt; so they do not train
+without `labels` in the forward.
 """
 
 from __future__ import annotations
@@ -127,9 +128,19 @@ def _targets(cfg: AttemptConfig, p: Params, frame: Frame, batch: int) -> Tensor:
 
 
 def _scores(cfg: AttemptConfig, p: Params, y: Tensor, prompts: Tensor, frame: Frame) -> Tensor:
-    """p_j . g, [B,J], before the temperature; constant: zeros."""
+    """p_j . g, [B,J], before the temperature; constant: zeros.
+
+    Raises:
+        UnsupportedError: a language model is trained without labels in its forward.
+    """
     if cfg.attention == "constant":
         return y.new_zeros(len(y), prompts.shape[1])
+    if frame.writes and frame.source is None and frame.training and torch.is_grad_enabled():
+        raise UnsupportedError(
+            "a prompt that depends on the text may not see the answer that is learned, and no labels tell which it is: "
+            "Trainer takes them out of the batch for label_smoothing_factor and compute_loss_func; pass labels to the "
+            "model, or take attention 'constant' or 'none'"
+        )
     mask = frame.keys(frame.length)
     if frame.source is not None:
         mask = frame.source if mask is None else mask & frame.source

@@ -90,14 +90,13 @@ class Stack(nn.Module):
 
     def dims(self) -> Dims:
         """Sizes of this stack."""
-        config, heads = self.config, self.anatomy.heads(self.config)
+        config, anatomy = self.config, self.anatomy
         words = self.embed.weight
         assert isinstance(words, Tensor)
-        hidden = int(config.hidden_size)
+        hidden, heads = int(config.hidden_size), anatomy.heads(config)
         head = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or hidden // heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        layers = self.anatomy.layers(config)
-        return Dims(hidden, heads, int(kv_heads), int(head), layers, words, config, self.anatomy.specials)
+        return Dims(hidden, heads, int(kv_heads), int(head), anatomy.layers(config), words, config, anatomy.specials)
 
     def listen(self, model: nn.Module) -> None:
         """Learn from a language model's labels which tokens are the answer, whoever calls the model."""
@@ -254,6 +253,7 @@ class Stack(nn.Module):
             groups=groups,
             task_ids=call.pop("task_ids", None),
             source=self._source(batch, length, lead.device),
+            writes=bool(self._model_names),
             cache=cache,
             batch=batch,
             device=lead.device,
