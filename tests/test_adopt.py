@@ -103,7 +103,7 @@ def test_an_adopted_one_is_calibrated(tiny_bert: Path, tmp_path: Path) -> None:
     folder = adopt(tmp_path / "lora", tmp_path / "ours", ["neg", "pos"], str(tiny_bert))
     found = recalibrate(folder, rows_of("classification", 40), tmp_path / "calibrated")
     assert found.card.calibration.rows == 40
-    assert found.metrics["run"] == {"validation_rows": 40}
+    assert found.metrics["run"] == {"calibration_rows": 40}
 
 
 def test_what_cannot_be_adopted_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from attentune.card.readme import EXAMPLES, GIVES, PIPELINES
 from attentune.evaluation.meanings import meaning
 from attentune.evaluation.metrics import NAMES
 from attentune.tasks import KINDS
+from attentune.tasks.answer import QuestionAnswering
+from attentune.tasks.generate import Generation
 from attentune.training.train import Result, train
 
+EXAMPLE = ("good film", "bad rain")
 SPLITS = {"train": 48, "validation": 16, "test": 24}
 
 
@@ -45,10 +49,13 @@ def test_what_the_card_shows_runs_where_the_folder_lies(
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(python, "README.md", "exec"), {})
     assert printed.getvalue().startswith("[{")
-    program, *arguments = shlex.split(shell)
-    assert program == "attentune"
-    assert run(*arguments, "--json") == 0
-    assert json.loads(capsys.readouterr().out)
+    inline = re.findall(r"`(attentune predict .* TEXT .*?)`", text)
+    assert len(inline) == made.card.task.has_score
+    for shown in (shell, *(line.replace("TEXT", shlex.join(EXAMPLE[: 1 + made.card.task.pair])) for line in inline)):
+        program, *arguments = shlex.split(shown)
+        assert program == "attentune"
+        assert run(*arguments, "--json") == 0
+        assert json.loads(capsys.readouterr().out)
 
 
 def test_the_hub_reads_it(made: Result) -> None:
@@ -80,10 +87,23 @@ def test_rows_scores_and_the_backbone_are_those_of_the_run(made: Result) -> None
 
 
 def test_a_card_without_any_metrics(made: Result) -> None:
-    text = model_card(made.card, {}, 2048)
+    text = model_card(made.card, {}, 2048, log=False)
     assert "No scores were taken." in text
     assert "2 KiB" in text
     assert "Nothing was measured" in text
+    assert "recipe.toml" not in text
+
+
+@pytest.mark.parametrize("kind", ["question_answering", "generation"])
+def test_what_is_said_of_other_kinds_is_true_of_them(made: Result, kind: str) -> None:
+    task: Any = {"question_answering": QuestionAnswering(), "generation": Generation()}[kind]
+    name = "tone-😀"
+    metrics = {"validation": {task.main_metric: 0.5}, "baseline": {task.main_metric: 0.1}, "run": {"steps": 3}}
+    text = model_card(replace(made.card, name=name, task=task), metrics, 2048, log=False)
+    assert f'attentune.load("{name}")' in text
+    assert "linear model" not in text
+    assert ("`shared words`" in text, "are cut after" in text) == (kind == "question_answering", kind == "generation")
+    assert ("recipe.toml" in text, "log.jsonl" in text) == (True, False)
 
 
 def test_every_kind_and_every_score_has_words() -> None:

@@ -354,6 +354,7 @@ def test_a_merge_that_dies_leaves_nothing_in_its_place(
         (("train", "none.csv", "--output", "x", "--set", "epochs"), "wanted key=value, found 'epochs'"),
         (("methods", "lora"), "no method 'lora'; the methods are tiny_attention"),
         (("evaluate", "nowhere", "rows.csv"), "no adapter folder at nowhere"),
+        (("evaluate", "a", "rows.csv", "--report", "/tmp"), "--report /tmp: that is a folder; name a file in it"),
         (("evaluate", "a", "rows.csv", "--report", "/nowhere/x.html"), "--report /nowhere/x.html: there is no folder"),
         (("serve", "pyproject.toml"), "pyproject.toml is a file; wanted a folder of adapter folders"),
     ],

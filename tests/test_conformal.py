@@ -11,6 +11,7 @@ from mapie.classification import SplitConformalClassifier
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from attentune.evaluation.conformal import COVERAGES, is_inside, least_rows, quantile, quantiles
+from attentune.tasks.classify import Regression
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=120), st.sampled_from(COVERAGES))
@@ -65,3 +66,8 @@ def test_sets_by_the_number_in_the_card_equal_those_of_mapie() -> None:
     at = quantile(1 - p[np.arange(300), y[:300]], 0.9)
     assert at is not None
     assert [[is_inside(1 - value, at) for value in row] for row in p[300:]] == sets.tolist()
+
+
+def test_the_row_that_makes_the_quantile_lies_in_its_interval() -> None:
+    task, row, answer = Regression(), {"label": 0.3}, {"value": 1.1}
+    assert task.covers(task.with_set(answer, task.strangeness(answer, row)), row)  # 1.1 - (1.1 - 0.3) is above 0.3

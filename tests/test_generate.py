@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,21 @@ def test_wrong_options(writers: dict[str, Path], tmp_path: Path, options: dict[s
     with pytest.raises(ConfigError, match=re.escape(match)):
         attentune.train(pairs(8), "kernel_mix", tmp_path / "a", str(writers["gpt2"]), **{**QUICK, **options})
     assert not (tmp_path / "a").exists()
+
+
+def test_what_scores_texts_is_wanted_before_any_is_written(
+    writers: dict[str, Path], adapters: dict[str, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    lines: list[str] = []
+    with pytest.raises(ConfigError, match=re.escape("pip install 'attentune[generation]'")):
+        attentune.train(pairs(8), "kernel_mix", tmp_path / "a", str(writers["gpt2"]), report=lines.append, **QUICK)
+    assert not [line for line in lines if "epoch" in line]
+    assert list(tmp_path.iterdir()) == []
+    adapter = attentune.load(adapters["gpt2"]["mix"], str(writers["gpt2"]))
+    monkeypatch.setattr(adapter.predictor, "logits", pytest.fail)
+    with pytest.raises(ConfigError, match="sacrebleu"):
+        adapter.evaluate(pairs(4))
 
 
 def test_a_tiny_model_learns_through_the_command_line(

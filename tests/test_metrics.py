@@ -38,6 +38,7 @@ def test_constant_predictions_do_not_warn() -> None:
     got = metrics.score("regression", [1.0, 1.0], [0.0, 2.0])
     assert got == {"pearson": 0.0, "spearman": 0.0, "mse": 1.0, "r2": 0.0}
     assert metrics.score("regression", [1.0, 2.0], [3.0, 3.0])["r2"] == 0.0
+    assert set(metrics.score("regression", [0.1] * 3, [0.1] * 3).values()) == {0.0}  # their mean is not 0.1
     assert metrics.score("tagging", [["O", "O"]], [["B-X", "O"]])["precision"] == 0.0
 
 

@@ -97,6 +97,19 @@ def test_no_figures_of_the_old_rows_are_left(tiny_bert: Path, mixing: Path, tmp_
     assert "attention" not in recalibrate(mixing, rows, tmp_path / "b").metrics
 
 
+def test_its_card_speaks_of_the_new_folder_and_of_the_new_rows(tiny_bert: Path, tmp_path: Path) -> None:
+    data = {"train": rows_of("classification", 24), "validation": rows_of("classification", 12)}
+    made = train({**data, "test": data["validation"][:7]}, "pasta", tmp_path / "first", str(tiny_bert), **QUICK)
+    again = recalibrate(made.folder, rows_of("classification", 30, 1), tmp_path / "new")
+    text = (again.folder / store.README).read_text()
+    assert again.card.name == "new"
+    assert (text.count('attentune.load("new")'), "first" in text) == (1, False)
+    assert "| rows | 24 for training, 12 for validation, 7 for test, 30 for a later calibration |" in text
+    assert "validation (30 rows)" in text
+    assert "The calibration was fitted on the rows of these scores" in text
+    assert "best moment of the training" not in text
+
+
 def test_rows_that_cannot_calibrate(mixing: Path, tmp_path: Path) -> None:  # noqa: F811
     rows = rows_of("classification", 8)
     with pytest.raises(DataError, match="no validation split; the splits are train, test: name the one to read"):

@@ -54,6 +54,8 @@ def test_wrong_budgets(tiny_bert: Path, tmp_path: Path) -> None:
             parse_latency(factor)
     with pytest.raises(ConfigError, match="minutes above 0 and at least one trial, found 0 and None"):
         search(DATA, tmp_path / "a", str(tiny_bert), minutes=0)
+    with pytest.raises(ConfigError, match="minutes above 0 and at least one trial, found nan"):
+        search(DATA, tmp_path / "a", str(tiny_bert), minutes=float("nan"))
     with pytest.raises(ConfigError, match="no method 'lora'; the methods are"):
         search(DATA, tmp_path / "a", str(tiny_bert), methods=["lora"])
     assert not list(tmp_path.iterdir())

@@ -232,6 +232,8 @@ DAMAGES: list[tuple[str, Any, str]] = [
     (store.CARD, b"[" * 100_000, "is no task card"),
     (store.CARD, {"max_length": "abc"}, "is no task card: invalid literal"),
     (store.CARD, {"calibration": {"temperature": "hot"}}, "is no task card: could not convert"),
+    (store.CARD, {"calibration": {"temperature": 0}}, "the temperature 0.0; wanted is a finite number above 0"),
+    (store.CARD, {"calibration": {"temperature": float("nan")}}, "the temperature nan"),
     (store.CARD, {"backbone": "x"}, "is no task card"),
     (store.CARD, {"method": "sixth"}, "uses method 'sixth'; known are tiny_attention"),
     (

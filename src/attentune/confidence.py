@@ -10,6 +10,7 @@ the promise by the one number that the temperature is, and by the choice of the 
 is therefore measured on the test split.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -76,8 +77,11 @@ class Calibration:
             raise StoreError(
                 f"the task card names the scope score {found['score']!r}; there are {', '.join(scope.SCORES)}"
             )
+        temperature = float(card.get("temperature", 1.0))
+        if not 0 < temperature < math.inf:
+            raise StoreError(f"the card has the temperature {temperature}; wanted is a finite number above 0")
         return cls(
-            temperature=float(card.get("temperature", 1.0)),
+            temperature=temperature,
             rows=int(card.get("rows", 0)),
             quantiles={float(coverage): float(value) for coverage, value in card.get("quantiles", {}).items()},
             scope=None if found is None else Scope(found["score"], float(found["threshold"]), found["label"]),

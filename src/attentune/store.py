@@ -85,7 +85,7 @@ def write(
         (fresh / LOG).write_text(log, encoding="utf-8")
     # safetensors writes for its owner only; the adapter is for whom the rest of the folder is for.
     (fresh / WEIGHTS).chmod((fresh / CARD).stat().st_mode)
-    (fresh / README).write_text(model_card(card, metrics, (fresh / WEIGHTS).stat().st_size), encoding="utf-8")
+    (fresh / README).write_text(readme(fresh, card, metrics), encoding="utf-8")
     _replace(target, fresh)
     return target
 
@@ -104,11 +104,16 @@ def copy(made: Path, folder: str | Path, metrics: Mapping[str, Any], more: Mappi
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(made, fresh, ignore=lambda _, names: set(names) - FILES)
     (fresh / METRICS).write_text(as_json(metrics), encoding="utf-8")
-    (fresh / README).write_text(model_card(card, metrics, (fresh / WEIGHTS).stat().st_size), encoding="utf-8")
+    (fresh / README).write_text(readme(fresh, card, metrics), encoding="utf-8")
     for name, text in (more or {}).items():
         (fresh / name).write_text(text, encoding="utf-8")
     _replace(target, fresh)
     return target
+
+
+def readme(folder: Path, card: TaskCard, metrics: Mapping[str, Any]) -> str:
+    """The model card of a folder's tensors, with this task card and these metrics."""
+    return model_card(card, metrics, (folder / WEIGHTS).stat().st_size, (folder / LOG).is_file())
 
 
 def check_fits(task: str, card: TaskCard, found: str, where: str) -> None:

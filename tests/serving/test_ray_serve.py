@@ -321,3 +321,5 @@ def test_how_many_replicas() -> None:
             Scale.of(wrong)
     with pytest.raises(ConfigError, match="above 0"):
         Scale(cpus=0)
+    with pytest.raises(ConfigError, match="target and CPUs of a replica are above 0, found 16 and 0"):
+        Scale.of("2", cpus=0)

@@ -17,8 +17,13 @@ from attentune.evaluation.meanings import meaning
 from attentune.method import METHODS
 
 Metrics = Mapping[str, Any]
-SPLITS = {"validation": "validation", "test": "test", "baseline": "bag of words"}
+SPLITS = {"validation": "validation", "test": "test", "baseline": "baseline"}
 """Key of metrics.json -> head of its column."""
+BASELINES = {
+    "question_answering": ("shared words", "what follows from the words that a sentence shares with the question"),
+    "generation": ("nearest row", "the text of the training row whose words are most alike"),
+}
+"""Kind -> the name of its baseline, and what that is; all other kinds have a linear model."""
 SHOWN = 20
 """Classes that are named; more are counted."""
 SCARCE = 30
@@ -46,8 +51,8 @@ PIPELINES = {
 }
 
 
-def model_card(card: TaskCard, metrics: Metrics, size: int) -> str:
-    """The README.md of an adapter folder whose tensors are `size` bytes."""
+def model_card(card: TaskCard, metrics: Metrics, size: int, log: bool) -> str:
+    """The README.md of an adapter folder whose tensors are `size` bytes; `log`: whether it has a log.jsonl."""
     texts, given = EXAMPLES.get(
         card.task.kind,
         (("Where is my parcel?", "It is on its way."), "two texts")
@@ -59,11 +64,19 @@ def model_card(card: TaskCard, metrics: Metrics, size: int) -> str:
     splits = [name for name in SPLITS if name in metrics]
     last = "test" if "test" in metrics else "validation"
     labels, run = card.task.labels, metrics.get("run", {})
+    baseline, plain = BASELINES.get(card.task.kind, ("bag of words", "a linear model that knows words alone"))
+    heads = {**SPLITS, "baseline": baseline}
     template = files("attentune.card").joinpath("readme.md.j2").read_text(encoding="utf-8")
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return environment.from_string(template).render(
         card=card,
         metrics=metrics,
+        run=run,
+        log=log,
+        name=json.dumps(card.name, ensure_ascii=False),
+        base_model=json.dumps(card.backbone.id, ensure_ascii=False),
+        baseline=baseline,
+        plain=plain,
         pipeline=PIPELINES.get(card.task.kind, "text-classification"),
         given=given,
         gives=GIVES[card.task.kind].format(n=len(labels)),
@@ -73,13 +86,13 @@ def model_card(card: TaskCard, metrics: Metrics, size: int) -> str:
         python=json.dumps(texts[0] if len(texts) == 1 else texts, ensure_ascii=False),
         shell=shlex.join([card.name, *texts]),
         made=list(_made(card, run)),
-        splits=[f"{SPLITS[name]}{_rows(name, run)}" for name in splits],
+        splits=[f"{heads[name]}{_rows(name, run)}" for name in splits],
         scores=list(_scores(card, metrics, splits)),
         meanings=[(name, text) for name in metrics.get(last, ()) if (text := meaning(name))],
         intervals="intervals" in metrics,
         seeds=_seeds(metrics["seeds"]) if "seeds" in metrics else "",
         last=last,
-        rows=run.get(f"{last}_rows", 0),
+        rows=run.get("calibration_rows", run.get(f"{last}_rows", 0)),
         few=_few(run),
         trust=trust(card, metrics.get("calibration", {})),
     )
@@ -93,8 +106,8 @@ def _made(card: TaskCard, run: Metrics) -> Iterator[tuple[str, str]]:
     revision = f", revision `{card.backbone.revision}`" if card.backbone.revision else ""
     yield "frozen model", f"`{card.backbone.id}`{revision}, fingerprint `{card.backbone.fingerprint}`"
     yield "task", f"{card.task.kind.replace('_', ' ')}, from columns {card.columns.shown()}"
-    named = (("training", "training"), ("validation", "validation"), ("test", "test"))
-    rows = ", ".join(f"{run[f'{key}_rows']:,} for {name}" for key, name in named if run.get(f"{key}_rows"))
+    named = {"training": "training", "validation": "validation", "test": "test", "calibration": "a later calibration"}
+    rows = ", ".join(f"{run[f'{key}_rows']:,} for {name}" for key, name in named.items() if run.get(f"{key}_rows"))
     if rows:
         yield "rows", rows
     if by_class := run.get("rows_by_class"):
@@ -105,7 +118,8 @@ def _made(card: TaskCard, run: Metrics) -> Iterator[tuple[str, str]]:
 
 
 def _rows(split: str, run: Metrics) -> str:
-    return f" ({run[f'{split}_rows']:,} rows)" if f"{split}_rows" in run else ""
+    count = run.get("calibration_rows", run.get(f"{split}_rows"))
+    return "" if count is None or split == "baseline" else f" ({count:,} rows)"
 
 
 def _scores(card: TaskCard, metrics: Metrics, splits: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -1,5 +1,6 @@
 """How far to trust an answer: what was fitted on validation rows and how it holds, in the words of the model card."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 
 from attentune.card.task_card import TaskCard
@@ -40,7 +41,7 @@ def _probabilities(card: TaskCard, found: Trust) -> Iterator[str]:
             yield f"| {name}: {meaning(name)} | {found[f'{name}_before']:.4f} | {found[name]:.4f} |"
     yield ""
     if card.task.has_score:
-        yield f"`attentune predict {card.name} TEXT --abstain-at 0.8` marks answers below 80 %."
+        yield f"`attentune predict {shlex.quote(card.name)} TEXT --abstain-at 0.8` marks answers below 80 %."
         if "risk_at_90" in found:
             yield f"Of the surest 90 % of the answers, {found['risk_at_90']:.1%} were wrong."
         yield ""

@@ -111,6 +111,8 @@ def evaluate_command(
 
     if report is not None and not report.absolute().parent.is_dir():
         raise ConfigError(f"--report {report}: there is no folder {report.absolute().parent}")
+    if report is not None and report.is_dir():
+        raise ConfigError(f"--report {report}: that is a folder; name a file in it")
     options: dict[str, Any] = {**_decoding(num_beams, max_new_tokens)}
     adapter = load(folder, backbone, None, dtype=precision.of(dtype), quantise=quantise, **options)
     found = adapter.judge(data, split, batch_size, abstain_at=abstain_at)

@@ -14,19 +14,27 @@ from attentune.errors import ConfigError
 ROUGES = ("rouge1", "rouge2", "rougeL")
 
 
-def generation(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Texts and, for each, one or more references -> `bleu` and `chrf` of the corpus; mean F1 for each ROUGE.
-
-    Raises:
-        ConfigError: the extra `generation` is not installed.
-    """
+def check_installed() -> None:
+    """ConfigError unless the extra `generation` is installed."""
     try:
-        from rouge_score.rouge_scorer import RougeScorer
-        from sacrebleu import BLEU, CHRF
+        import rouge_score.rouge_scorer  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import sacrebleu  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError as error:
         raise ConfigError(
             "generated texts are scored by sacrebleu and rouge-score: pip install 'attentune[generation]'"
         ) from error
+
+
+def generation(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Texts and, for each, one or more references -> `bleu` and `chrf` of the corpus; mean F1 for each ROUGE.
+
+    Raises:
+        ConfigError: as `check_installed`.
+    """
+    check_installed()
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu import BLEU, CHRF
+
     widest = max(map(len, references))
     streams: Any = [[refs[i] if i < len(refs) else None for refs in references] for i in range(widest)]
     scorer = RougeScorer(list(ROUGES))

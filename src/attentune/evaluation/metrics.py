@@ -101,7 +101,7 @@ def regression(predictions: ArrayLike, references: ArrayLike) -> Scores:
 
     p, r = np.asarray(predictions, dtype=float), np.asarray(references, dtype=float)
     mse = float(np.mean((p - r) ** 2))
-    spread = float(np.var(r))
+    spread = float(np.var(r)) if np.ptp(r) > 0 else 0.0  # The mean of equal numbers may be rounded.
     return {
         "pearson": _correlation(p, r),
         "spearman": _correlation(rankdata(p), rankdata(r)),
@@ -153,6 +153,8 @@ def _f1(references: Any, predictions: Any, **how: Any) -> Any:
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
     a, b = a - a.mean(), b - b.mean()
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / size if size > 0 else 0.0

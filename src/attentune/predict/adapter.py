@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from attentune.confidence import Judgement, Labelled, check_wishes, judge
+from attentune.evaluation.generation import check_installed
 from attentune.evaluation.metrics import Scores
 from attentune.predict.predictor import Job, Predictor
 from attentune.store import Stored
@@ -60,6 +61,8 @@ class Adapter:
         """
         card = self.card
         check_wishes(card.task, card.calibration, abstain_at, None)
+        if card.task.head == "language":
+            check_installed()
         strange = card.calibration.scope.label if card.calibration.scope else None
         given = load_rows(data, card.columns, card.task.kind, split)
         check_known(given, card.task.kind, card.task.labels, split or "the data's", strange)

@@ -86,7 +86,7 @@ def search(
     target = store.check_writable(output)
     store.tell_replaced(target, report)
     limits = Budget(None if budget is None else parse_size(budget), None if latency is None else parse_latency(latency))
-    if minutes <= 0 or (trials is not None and trials < 1):
+    if not minutes > 0 or (trials is not None and trials < 1):
         raise ConfigError(f"a search has minutes above 0 and at least one trial, found {minutes} and {trials}")
     for name in methods:
         if name not in METHODS:

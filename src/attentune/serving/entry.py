@@ -39,10 +39,10 @@ class Entry:
 
 
 def check_card(card: TaskCard, config: MethodConfig, room: int | None) -> None:
-    """Whether its texts fit into the backbone's `room` positions beside the prompt, and its temperature is one.
+    """Whether its texts fit into the backbone's `room` positions beside the prompt.
 
     Raises:
-        StoreError: they do not, or it is none.
+        StoreError: they do not.
     """
     method = METHODS[card.method]
     prompt = method.prompt_length(config) + method.position_shift(config)
@@ -52,9 +52,6 @@ def check_card(card: TaskCard, config: MethodConfig, room: int | None) -> None:
             f"the card has max_length {card.max_length}; wanted is 1 at least"
             + ("" if room is None else f", and beside {prompt} prompt rows the backbone has room for {longest} tokens")
         )
-    temperature = card.calibration.temperature
-    if not 0 < temperature < math.inf:
-        raise StoreError(f"the card has the temperature {temperature}; wanted is a finite number above 0")
 
 
 def check_sizes(config: MethodConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -44,11 +44,12 @@ class Scale:
     @classmethod
     def of(cls, replicas: str, **rest: Any) -> Scale:
         """From "2" or "1:4", or ConfigError."""
-        least, _, most = replicas.partition(":")
+        first, _, last = replicas.partition(":")
         try:
-            return cls(least=int(least), most=int(most or least), **rest)
+            least, most = int(first), int(last or first)
         except ValueError as error:
             raise ConfigError(f"replicas are N or LEAST:MOST, such as 2 or 1:4; found {replicas!r}") from error
+        return cls(least=least, most=most, **rest)
 
 
 @contextmanager

@@ -249,7 +249,9 @@ class Regression(TextTask):
 
     def with_set(self, answer: Answer, quantile: float) -> Answer:
         """With `interval`, the lowest and the highest number."""
-        return {**answer, "interval": [answer["value"] - quantile, answer["value"] + quantile]}
+        # A row as far away as the quantile itself lies inside, however the ends are rounded.
+        low, high = np.nextafter([answer["value"] - quantile, answer["value"] + quantile], [-np.inf, np.inf])
+        return {**answer, "interval": [float(low), float(high)]}
 
     def covers(self, answer: Answer, row: Row) -> bool:
         """Whether the interval holds the row's number."""

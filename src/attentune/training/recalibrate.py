@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from attentune import store
-from attentune.card import model_card
 from attentune.errors import DataError, UnsupportedError
 from attentune.predict import Job, load
 from attentune.store import Stored
@@ -41,7 +40,7 @@ def recalibrate(
         DataError: there are no such rows, they do not fit the task, or none of the out-of-scope class is among them.
         StoreError: there is no adapter, its backbone is another one, or `output` is no place for one.
     """
-    store.check_writable(output)
+    target = store.check_writable(output)
     stored = store.read(folder)
     # An adopted adapter was not trained: its recipe is a comment.
     trained = any(line.strip() and not line.startswith("#") for line in stored.recipe.splitlines())
@@ -60,9 +59,8 @@ def recalibrate(
     found = {"validation": logits[: len(rows)], "outside validation": logits[len(rows) :]}
     judged_rows = Data(kind, card.columns, card.task.labels, [], rows)
     task, calibration, judged = certified(card.task, judged_rows, {"validation": features[: len(rows)]}, found, options)
-    fresh = replace(card, task=task, calibration=calibration)
+    fresh = replace(card, name=target.name, task=task, calibration=calibration)
     metrics = {name: value for name, value in stored.metrics.items() if name not in RESULTS}
-    metrics |= {"run": {**metrics.get("run", {}), "validation_rows": len(rows)}, **measured(task, judged)}
-    readme = model_card(fresh, metrics, (stored.folder / store.WEIGHTS).stat().st_size)
-    more = {store.CARD: fresh.to_json(), store.README: readme}
+    metrics |= {"run": {**metrics.get("run", {}), "calibration_rows": len(rows)}, **measured(task, judged)}
+    more = {store.CARD: fresh.to_json(), store.README: store.readme(stored.folder, fresh, metrics)}
     return store.read(store.copy(stored.folder, output, metrics, more))

@@ -53,7 +53,7 @@ def with_sources(
         ConfigError: a name is not there, is there already, or no source would be left.
         StoreError: a source does not fit the adapter's backbone.
     """
-    stored = store.read(folder)
+    stored, target = store.read(folder), store.check_writable(output)
     config = dict(stored.config)
     if stored.card.method != "attempt" or config["attention"] == "none" or not config["sources"]:
         raise UnsupportedError(f"{stored.folder.name} mixes no source prompts, so that none can be put in or left out")
@@ -76,7 +76,8 @@ def with_sources(
     }
     recipe = parse_recipe(stored.recipe).override({f"method.{name}": value for name, value in record.items()})
     run = {**stored.metrics.get("run", {}), "sources_added": list(add), "sources_removed": list(remove)}
-    edited, card = _Edited({**config, **record}, tensors), replace(stored.card, calibration=Calibration())
+    edited = _Edited({**config, **record}, tensors)
+    card = replace(stored.card, name=target.name, calibration=Calibration())
     return store.read(store.write(output, edited, card, recipe.to_toml(), {"run": run}))
 
 
