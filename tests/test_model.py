@@ -179,3 +179,17 @@ def test_what_is_merged_keeps_its_head(chosen: list[str] | None) -> None:
         f"heads.head_kernel_mix.{key}.{left}" for key in ("out_weight", "out_bias")
     ]
     assert not any(p.requires_grad for p in merged.parameters())
+
+
+def test_longformer_has_a_global_token_whichever_side_is_padded() -> None:
+    """The first of the text, for which only the mask tells where it stands."""
+    torch.manual_seed(1)
+    config = TinyAttentionConfig(init_weights=False, head=head(pooling="mean"))
+    model = get_peft_model(TaskModel(model_of("longformer")), config).eval()
+    batches = [batch_of("longformer", side=side) for side in ("right", "left")]
+    told = model(**batches[0]).logits
+    for batch in batches:
+        del batch["global_attention_mask"]
+        torch.testing.assert_close(model(**batch).logits, told, atol=1e-5, rtol=1e-5)
+    whole = batches[0]["input_ids"][:1]
+    torch.testing.assert_close(model(input_ids=whole).logits, told[:1], atol=1e-5, rtol=1e-5)

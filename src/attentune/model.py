@@ -242,8 +242,8 @@ class TaskModel(Adapted):
         if self.config.model_type == "longformer" and kwargs.get("global_attention_mask") is None:
             lead: Tensor = kwargs["inputs_embeds"][..., 0] if input_ids is None else input_ids
             first = torch.zeros_like(lead, dtype=torch.long)
-            first[:, 0] = 1
-            kwargs["global_attention_mask"] = first
+            at = first[:, 0] if attention_mask is None else attention_mask.int().argmax(1)
+            kwargs["global_attention_mask"] = first.scatter(1, at[:, None], 1)
         out = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         pooler = getattr(out, "pooler_output", None)
         return States(out.last_hidden_state, attention_mask, pooler, self._prefix(), input_ids, self.heads.vocabulary)

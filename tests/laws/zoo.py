@@ -180,8 +180,7 @@ def batch_of(kind: str, lengths: tuple[int, ...] = (T, 7, 9), seed: int = 0, sid
         answer[:, 0] = animal.specials[1]
         batch["decoder_input_ids"] = answer
     if kind == "longformer":
-        batch["global_attention_mask"] = torch.zeros_like(mask)
-        batch["global_attention_mask"][:, 0] = 1
+        batch["global_attention_mask"] = torch.zeros_like(mask).scatter(1, mask.argmax(1, keepdim=True), 1)
     return batch
 
 
