@@ -40,11 +40,13 @@ class Freshness:
             return
         look = asyncio.ensure_future(to_thread.run_sync(self._look, limiter=self._looking))
         done, _ = await asyncio.wait({look}, timeout=PATIENCE)
-        if not done:
-            # Kept, since a thread at work cannot be stopped: those that hang must not become ever more.
-            self._hanging.add(look)
-            look.add_done_callback(self._hanging.discard)
-            log.warning("the served folder has not been read in %g s; its tasks are served as known", PATIENCE)
+        if done:
+            look.result()
+            return
+        # Kept, since a thread at work cannot be stopped: those that hang must not become ever more.
+        self._hanging.add(look)
+        look.add_done_callback(self._hanging.discard)
+        log.warning("the served folder has not been read in %g s; its tasks are served as known", PATIENCE)
 
     def _look(self) -> None:
         try:
