@@ -14,6 +14,7 @@ from optuna.trial import TrialState, create_trial
 from test_cli import run, write_rows
 from test_few_shot import replace_weights
 from test_train import FOLDER, QUICK, rows_of
+from writers import save_writer
 
 import attentune
 from attentune.backbones import load_backbone, load_tokenizer
@@ -76,6 +77,19 @@ def test_bytes_are_those_of_the_file(method: str, tiny_bert: Path, tmp_path: Pat
     # The backbone is as it was.
     assert {name: p.data_ptr() for name, p in base.named_parameters()}.keys() == before.keys()
     assert all(p.equal(before[name]) for name, p in base.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_latency_is_beside_what_adapters_stand_on(kind: str, tmp_path: Path) -> None:
+    """Of an encoder-decoder the encoder alone, on both sides."""
+    where = str(save_writer(kind, tmp_path))
+    base, written = load_backbone(where), list[Any]()
+    cast("Any", base).get_decoder().register_forward_pre_hook(lambda *given: written.append(given))
+    meter = Meter(base, load_tokenizer(where, base), Classification(("neg", "pos")))
+    found = meter.cost(shipped_recipe("classification", "kernel_mix"), [{"text": "anna went with ben"}], 24)
+    assert found.latency is not None
+    assert found.latency > 0
+    assert not written
 
 
 def test_the_space_of_every_method_can_be_built() -> None:

@@ -32,6 +32,7 @@ from attentune.comparison.sets import load_set
 from attentune.confidence import Labelled, calibrate, stated
 from attentune.errors import DataError
 from attentune.evaluation import calibration
+from attentune.model import TaskModel
 from attentune.store import LOG
 from attentune.tasks import Data, Task, task_of
 from attentune.tasks.by_row import by_row
@@ -247,8 +248,7 @@ class _Fit:
         """Milliseconds of a batch of 1 and of 32 middling test texts, and their ratio to those of the bare backbone."""
         device = next(self.tuned.model.parameters()).device
         name = self.run.backbone_at or self.run.conditions.backbone
-        bare: Any = load_backbone(name, getattr(torch, self.run.conditions.frozen))
-        bare = bare.get_encoder() if getattr(bare.config, "is_encoder_decoder", False) else bare
+        bare = TaskModel(load_backbone(name, getattr(torch, self.run.conditions.frozen))).backbone
         bare, tuned = bare.to(device), self.tuned.model.eval()
         rows = [sequence for features in self.test for sequence in features.sequences]
         lengths = [len(row["input_ids"]) for row in rows]

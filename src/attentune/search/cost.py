@@ -15,6 +15,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from attentune.model import TaskModel
 from attentune.tasks import Task
 from attentune.tasks.task import pad_inputs
 from attentune.training.adapted import adapt, finish
@@ -61,11 +62,12 @@ class Meter:
         features = self.task.encode(self.tokenizer, texts, max_length)
         inputs = pad_inputs([sequence for f in features for sequence in f.sequences], self.tokenizer)
         inputs = {name: value.to(self.base.device) for name, value in inputs.items()}
+        plain = TaskModel(self.base).backbone
         bare: list[float] = []
         adapted: list[float] = []
         with one_thread():
             for _ in range(ROUNDS):
-                bare += timed(lambda: self.base(**inputs))
+                bare += timed(lambda: plain(**inputs))
                 model = adapt(self.base, self.tokenizer, self.task, recipe).eval()
                 adapted += timed(lambda model=model: model(**inputs))
                 _take_off(model)
