@@ -34,6 +34,7 @@ from attentune.training.recipe import read_recipe, recipe_of, shipped_recipe
 from attentune.training.train import train
 
 DATA = {"train": rows_of("classification", 32), "validation": rows_of("classification", 16, seed=1)}
+GOOD_BAD = {"neg": "bad", "pos": "good"}
 FIXED: dict[str, Any] = {"epochs": 2, "max_length": 24, "batch_size": 8, "patience": 0}
 
 
@@ -166,6 +167,18 @@ def test_search_and_resume(tiny_bert: Path, tmp_path: Path) -> None:
     other: dict[str, Any] = {**options, "budget": "5KB"}
     with pytest.raises(ConfigError, match="holds a search with other data, weights or wishes"):
         search(DATA, tmp_path / "a", str(tiny_bert), trials=3, resume=True, **other)
+
+
+def test_classes_as_words_are_weighed_as_they_are_trained(masked_bert: Path, tmp_path: Path) -> None:
+    """Without a linear head, and so without a pooling to choose."""
+    data = {name: [{**row, "label": GOOD_BAD[row["label"]]} for row in rows] for name, rows in DATA.items()}
+    lines: list[str] = []
+    options: dict[str, Any] = {**FIXED, "epochs": 1, "methods": ["pasta"], "template": "auto", "trials": 1}
+    found = search(data, tmp_path / "a", str(masked_bert), report=lines.append, **options)
+    best = json.loads((found.folder / "search.json").read_text())["best"]
+    assert best["bytes"] == (found.folder / "adapter_model.safetensors").stat().st_size
+    assert "pooling" not in best["settings"]
+    assert "template: '{text} It was {mask}.' with bad = bad, good = good" in lines
 
 
 def test_a_search_of_other_weights_is_not_gone_on_with(tiny_bert: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from attentune.tasks import Task
 from attentune.tasks.task import pad_inputs
 from attentune.training.adapted import adapt, finish
 from attentune.training.recipe import Recipe
+from attentune.vocabulary import VocabularyHead
 
 ROUNDS, CALLS = 3, 4
 """Bare and adapted passes take turns ROUNDS times, CALLS of each, so that what slows the machine slows both."""
@@ -38,8 +39,14 @@ class Cost:
 class Meter:
     """One backbone, on which adapters are put, weighed, timed and taken off again; equal settings are weighed once."""
 
-    def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
-        self.base, self.tokenizer, self.task = base, tokenizer, task
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        vocabulary: VocabularyHead | None = None,
+    ) -> None:
+        self.base, self.tokenizer, self.task, self.vocabulary = base, tokenizer, task, vocabulary
         self._known: dict[str, Cost] = {}
 
     def cost(self, recipe: Recipe, texts: Sequence[Any] | None = None, max_length: int = 128) -> Cost:
@@ -51,7 +58,7 @@ class Meter:
         return self._known[key]
 
     def _size(self, recipe: Recipe) -> int:
-        model = adapt(self.base, self.tokenizer, self.task, recipe)
+        model = self._adapted(recipe)
         finish(model, "")
         tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
         size = len(save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"}))
@@ -68,10 +75,13 @@ class Meter:
         with one_thread():
             for _ in range(ROUNDS):
                 bare += timed(lambda: plain(**inputs))
-                model = adapt(self.base, self.tokenizer, self.task, recipe).eval()
+                model = self._adapted(recipe).eval()
                 adapted += timed(lambda model=model: model(**inputs))
                 _take_off(model)
         return median(adapted) / median(bare)
+
+    def _adapted(self, recipe: Recipe) -> PeftModel:
+        return adapt(self.base, self.tokenizer, self.task, recipe, self.vocabulary)
 
 
 def timed(run: Callable[[], Any]) -> list[float]:

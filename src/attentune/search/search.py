@@ -32,7 +32,7 @@ from attentune.search.trial import Job, Outcome, run
 from attentune.tasks import Data
 from attentune.tasks.sources import Source
 from attentune.training.checkpoints import Mark, every_row
-from attentune.training.choice import backbone_of, changes_of, choose, learned_task
+from attentune.training.choice import backbone_of, changes_of, choose, learned_task, phrased
 from attentune.training.ground import Ground, ground_of
 from attentune.training.recipe import Recipe
 
@@ -133,15 +133,18 @@ class _Search:
         self.rows, self.name, self.work, self.backbone, self.budget = rows, name, work, ground.name, budget
         self.fixed, self.report = fixed, report
         base = ground.base
-        learned = learned_task(rows, recipe.task, base)
-        self.metric = check_name(rows.kind, recipe.task.metric or learned.checkpoint_metric, rows.labels)
-        self.higher = self.metric not in LOWER_IS_BETTER
-        self.pools = learned.head == "sequence"
-        _, _, anatomy = stacks_of(base)[0]
-        self.layers = anatomy.layers(base.config)
         if budget.latency is not None:
             base.to(cast("Any", device_for(recipe.training.quantise)))  # where a trial trains
-        self.meter = Meter(base, ground.tokenizer, learned)
+        made = learned_task(rows, recipe.task, base)
+        learned, vocabulary, note = phrased(made, recipe.task, ground.name, base, ground.tokenizer)
+        if note:
+            report(note)
+        self.metric = check_name(rows.kind, recipe.task.metric or learned.checkpoint_metric, rows.labels)
+        self.higher = self.metric not in LOWER_IS_BETTER
+        self.pools = learned.head == "sequence" and vocabulary is None
+        _, _, anatomy = stacks_of(base)[0]
+        self.layers = anatomy.layers(base.config)
+        self.meter = Meter(base, ground.tokenizer, learned, vocabulary)
         self.timed = None if budget.latency is None else rows_to_time(rows.validation)
         self.methods: list[str] = []
         self.running: dict[int, optuna.Trial] = {}
