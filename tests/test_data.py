@@ -60,6 +60,15 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     assert data.notes[0] == "columns: text -> label"
 
 
+@pytest.mark.parametrize("name", ["d[12].csv", "d[12].tsv", "d[12].parquet", "[2024]/train.csv", "[2024]/d.csv.gz"])
+def test_a_path_is_no_pattern(tmp_path: Path, name: str) -> None:
+    """Though the library that reads it would take it for one, and read its neighbour."""
+    for one, rows in {name.replace("[12]", "1"): ROWS[:1], name: ROWS}.items():
+        (tmp_path / one).parent.mkdir(exist_ok=True)
+        write(tmp_path / one, rows)
+    assert read(tmp_path / name)["train"].rows == ROWS
+
+
 @pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.jsonl.gz", "d.csv"])
 def test_texts_that_look_like_dates_are_texts(tmp_path: Path, name: str) -> None:
     rows = [{"input": f"{day} May 2020", "output": f"2020-05-0{day}"} for day in range(1, 7)]

@@ -6,6 +6,7 @@ number for a class.
 """
 
 import csv
+import glob
 import gzip
 import re
 import tempfile
@@ -151,7 +152,7 @@ def _read_file(path: Path) -> Raw:
         try:
             loaded = datasets.load_dataset(
                 kind,
-                data_files={"train": str(path)},
+                data_files={"train": glob.escape(str(path))},
                 split="train",
                 cache_dir=cache,
                 download_config=datasets.DownloadConfig(cache_dir=cache),
