@@ -393,12 +393,22 @@ def test_wrong_rows_name_the_row() -> None:
     bad([{"tokens": ["a", "b"], "tags": ["O"]}], "train row 1 has 2 tokens and 1 tags")
     bad([{"tokens": [], "tags": []}], "train row 1, column 'tokens': the list is empty")
     bad([{"tokens": ["a", ""], "tags": ["O", "O"]}], "train row 1, column 'tokens': wanted words, found nothing")
+    wanted = "is neither O nor begins with one of B-, I-, E-, S- as 'B-X' does; write L- as E- and U- as S-"
+    for tag in ("L-X", "U-X", "X", "o"):
+        bad([{"tokens": ["a", "b", "c"], "tags": ["O", "B-X", tag]}], f"tag {tag!r} {wanted}")
     bad([], "the train split of the data has no rows")
     bad("x_y", "'x_y' is no file or folder, and no hub data set")
     bad("x y", "no data at x y: wanted a file")
     bad({"train": good, "extra": good}, "no split 'extra'; the splits are train, validation, test")
     bad([1, 2], "wanted a list of rows (dicts)")
     bad({"test": good}, "no train split; the splits are test")
+
+
+@pytest.mark.parametrize("tags", [["O", "B-X", "I-X", "E-X", "S-X"], ["B", "X-NN", "O"], ["NN", "VB-S", "-LRB-"]])
+def test_tags_with_and_without_spans(tags: list[str]) -> None:
+    assert load_data([{"tokens": tags, "tags": tags}] * 2).labels == tuple(
+        sorted(tags, key=lambda tag: (tag != "O", tag))
+    )
 
 
 def test_wrong_files(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ MAIN = {
 """The metric that chooses the best checkpoint, by kind of task."""
 LOWER_IS_BETTER = ("mse", "loss")
 """Of every other metric more is better."""
+PREFIXES = ("B-", "I-", "E-", "S-")
+"""Those of tags of the BIO family."""
 
 
 def score(kind: str, predictions: Sequence[Any], references: Sequence[Any], labels: Sequence[str] = ()) -> Scores:
@@ -142,8 +144,8 @@ def multiple_choice(predictions: Sequence[int], references: Sequence[int]) -> Sc
 
 
 def is_bio(tags: Sequence[str]) -> bool:
-    """Whether every tag is O or has a prefix of the BIO family (B-, I-, E-, S-)."""
-    return all(tag == "O" or tag[:2] in {"B-", "I-", "E-", "S-"} for tag in tags)
+    """Whether every tag is O or has a prefix of the BIO family."""
+    return all(tag == "O" or tag[:2] in PREFIXES for tag in tags)
 
 
 def _f1(references: Any, predictions: Any, **how: Any) -> Any:

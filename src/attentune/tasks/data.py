@@ -13,7 +13,7 @@ from attentune.errors import ConfigError, DataError
 from attentune.tasks import asked, written
 from attentune.tasks.columns import KINDS, Columns, choose, guess_kind
 from attentune.tasks.inputs import unlabelled
-from attentune.tasks.rows import OPEN, check_known, check_rows, classes_of
+from attentune.tasks.rows import OPEN, check_known, check_rows, check_tags, classes_of
 from attentune.tasks.sources import Raw, Row, Source, read
 
 ALIASES = {"pair": "classification", "single": "classification", "token": "tagging", "ner": "tagging",
@@ -181,6 +181,8 @@ def _labels(raw: Raw, rows: list[Row], columns: Columns, kind: str, left_out: st
     labels = tuple(name for name in labels if name != left_out)
     if kind in {"classification", "tagging"} and len(labels) < 2:
         raise DataError(f"training has one class only, {', '.join(labels)}; at least two are needed")
+    if kind == "tagging":
+        check_tags(labels)
     if kind == "multilabel" and not labels:
         raise DataError("no training row has a label; at least one is needed")
     return labels

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from attentune.errors import DataError
+from attentune.evaluation.metrics import PREFIXES
 from attentune.tasks.cells import answers_in, choice_index, choice_list, choice_texts, is_whole, shown
 from attentune.tasks.columns import Columns, is_number
 from attentune.tasks.sources import Row
@@ -155,6 +156,20 @@ def classes_of(rows: Iterable[Row], kind: str) -> tuple[str, ...]:
     if all(map(is_whole, names)):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names, key=lambda name: (name != "O" or kind != "tagging", name)))
+
+
+def check_tags(tags: Sequence[str]) -> None:
+    """All tags are of the BIO family, or none is; a DataError names the first that is not where others are.
+
+    One such tag would make every word a span, and the F1 of entities that of words.
+    """
+    other = next((tag for tag in tags if tag != "O" and tag[:2] not in PREFIXES), None)
+    entity = next((tag for tag in tags if tag[:2] in PREFIXES), None)
+    if other is not None and entity is not None:
+        raise DataError(
+            f"tag {other!r} is neither O nor begins with one of {', '.join(PREFIXES)} as {entity!r} does; write L- as "
+            "E- and U- as S-, or give all tags such a beginning, or none"
+        )
 
 
 def check_known(
