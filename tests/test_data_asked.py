@@ -158,6 +158,27 @@ def test_wrong_answers_name_the_row() -> None:
         load_data([ANSWERED], kind="qa", text=["question"])
 
 
+def test_labels_of_a_table_are_read_alike(tmp_path: Path) -> None:
+    """Each of these cells can be the index of a choice, and all but 0 the choice itself."""
+
+    def table(*labels: str) -> Path:
+        rows = "".join(f"how many ?,1,2,3,4,{label}\n" for label in labels)
+        (tmp_path / "train.csv").write_text("question,a,b,c,d,label\n" + rows)
+        return tmp_path / "train.csv"
+
+    given: dict[str, Any] = {"choices": ["a", "b", "c", "d"], "validation": 0.1}
+    bad(
+        table("1", "2", "0", "3"),
+        "train, column 'label': row 1's '1' is the name of a choice, and row 3's '0' can only be an index from 0",
+        **given,
+    )
+    for labels, indices in {("1", "2", "4"): [0, 1, 3], ("A", "1", "D"): [0, 0, 3]}.items():
+        data = load_data(table(*labels), **given)
+        assert sorted(row["label"] for row in data.train + data.validation) == indices
+    numbers = [{"question": "how many ?", "choices": ["1", "2", "3", "4"], "label": i} for i in range(4)]
+    assert [row["label"] for row in load_data({"train": numbers, "validation": numbers}).train] == [0, 1, 2, 3]
+
+
 def test_wrong_choices_name_the_row() -> None:
     def choice(match: str, **cells: Any) -> None:
         bad([{"question": "which ?", **cells}] * 2, match, kind="multiple_choice")

@@ -18,7 +18,10 @@ from attentune.tasks.sources import Row
 
 def check_rows(rows: Sequence[Row], columns: Columns, kind: str, split: str = "the data") -> list[Row]:
     """Rows of a table -> rows of the task; labels are read where `columns.label` names their column."""
-    return [check_row(row, columns, kind, f"{split} row {i}") for i, row in enumerate(rows, 1)]
+    checked = [check_row(row, columns, kind, f"{split} row {i}") for i, row in enumerate(rows, 1)]
+    if kind == "multiple_choice" and columns.label is not None:
+        check_read_alike([row[columns.label] for row in rows], checked, f"{split}, column {columns.label!r}")
+    return checked
 
 
 def check_row(row: Row, columns: Columns, kind: str, where: str) -> Row:
@@ -66,6 +69,29 @@ def _chosen(row: Row, columns: Columns, kind: str, where: str) -> Row:
         value = _cell(row, columns.label, where)
         out["label"] = choice_index(value, out["choices"], names, f"{where}, column {columns.label!r}")
     return out
+
+
+def check_read_alike(values: Sequence[Any], checked: Sequence[Row], where: str) -> None:
+    """Numbers that stand as texts in a column of labels name choices in all rows, or are indices in all.
+
+    Raises:
+        DataError: they differ, so that one of the readings is wrong; it names a row of each.
+    """
+    named: tuple[int, str] | None = None
+    counted: tuple[int, str] | None = None
+    for i, (value, row) in enumerate(zip(values, checked, strict=True), 1):
+        word = value.strip() if isinstance(value, str) else ""
+        if not is_whole(word):
+            continue
+        if row["label"] != int(word):
+            named = named or (i, word)
+        elif row["choices"][row["label"]].strip() != word:
+            counted = counted or (i, word)
+    if named and counted:
+        raise DataError(
+            f"{where}: row {named[0]}'s {named[1]!r} is the name of a choice, and row {counted[0]}'s {counted[1]!r} "
+            "can only be an index from 0; name all choices, or give letters (A, B, ...) or indices as JSON numbers"
+        )
 
 
 def _cell(row: Row, name: str, where: str) -> Any:
