@@ -185,6 +185,7 @@ def test_wrong_choices_name_the_row() -> None:
 
     choice("train row 1: wanted at least two choices, found 1", choices=["a"], label=0)
     choice("train row 1: wanted a text as choice 2, found str ' '", choices=["a", " "], label=0)
+    choice("train row 1: wanted a text as choice 2, found float nan", choices=["a", float("nan")], label=0)
     choice("train row 1, column 'choices': wanted a list of choices, found str 'a'", choices="a", label=0)
     wanted = "train row 1, column 'label': wanted one of the choices or its index, 0 to 1, found "
     choice(wanted + "int 2", choices=["a", "b"], label=2)

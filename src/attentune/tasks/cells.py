@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any, cast
 
 from attentune.errors import DataError
@@ -73,7 +74,8 @@ def choice_texts(cells: Sequence[Any], where: str) -> list[str]:
     if len(cells) < 2:
         raise DataError(f"{where}: wanted at least two choices, found {len(cells)}")
     for i, cell in enumerate(cells, 1):
-        if isinstance(cell, bool) or not isinstance(cell, str | int | float) or not str(cell).strip():
+        wrong = isinstance(cell, bool) or not isinstance(cell, str | int | float) or not str(cell).strip()
+        if wrong or (isinstance(cell, float) and not isfinite(cell)):
             raise DataError(f"{where}: wanted a text as choice {i}, found {shown(cell)}")
     return [str(cell) for cell in cells]
 
