@@ -158,6 +158,31 @@ def test_wrong_answers_name_the_row() -> None:
         load_data([ANSWERED], kind="qa", text=["question"])
 
 
+ASKED = {key: SQUAD[key] for key in ("question", "context")}
+
+
+@pytest.mark.parametrize(
+    ("label", "row", "told", "hidden"),
+    [
+        ("answers", ASKED, ANSWERED["answers"], {"text": [], "answer_start": []}),
+        ("answers", ASKED, ANSWERED["answers"], []),
+        ("labels", {"text": "so"}, ["a"], []),
+        ("labels", {"text": "so"}, "a|b", ""),
+        ("tags", {"tokens": ["so", "it"]}, ["O", "B-X"], [None, None]),
+    ],
+)
+def test_labels_that_are_kept_back(label: str, row: dict[str, Any], told: Any, hidden: Any) -> None:
+    """Where none of training looks like that; else it is an answer like others."""
+    known, blank = {**row, label: told}, {**row, label: hidden}
+    data = load_data({"train": [known, known], "test": [blank, blank]})
+    assert not data.test
+    assert "test: left out, it has no labels" in data.notes
+    assert len(load_data({"train": [known, known], "test": [known, known]}).test) == 2
+    if label != "tags":
+        assert len(load_data({"train": [known, blank], "test": [blank, blank]}).test) == 2
+        assert len(load_data({"train": [known, known], "test": [known, blank]}).test) == 2
+
+
 def test_labels_of_a_table_are_read_alike(tmp_path: Path) -> None:
     """Each of these cells can be the index of a choice, and all but 0 the choice itself."""
 

@@ -6,8 +6,9 @@ the whole training split before that, so a made split never holds an unknown one
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from attentune.errors import ConfigError, DataError
 from attentune.tasks import asked, written
@@ -154,17 +155,34 @@ def _with_labels(
     Where the label column was not named but guessed, for the kind of task `guessed`, each split may call it otherwise.
     """
     kept: list[tuple[str, Raw, Columns]] = []
+    learned = [row.get(columns.label or "") for row in raw["train"].rows]
     for name, split in raw.items():
         own = _of_split(columns, split.columns, guessed)
         if own != columns:
             notes.append(f"columns of {name}: {own.shown()}")
-        if name != "test" or any(row.get(own.label or "") is not None for row in split.rows):
+        if name != "test" or not _hides(split, own.label or "", learned):
             kept.append((name, split, own))
         elif own.label in split.columns:
             notes.append("test: left out, it has no labels")
         else:
             notes.append(f"test: left out, it has no column {own.label!r}; it has {', '.join(split.columns)}")
     return kept
+
+
+def _hides(split: Raw, label: str, learned: Sequence[Any]) -> bool:
+    """Whether a split keeps its labels back: it has none, or none says anything while each of the `learned` does."""
+    cells = [row.get(label) for row in split.rows]
+    silent = all(map(_says_nothing, cells)) and not any(map(_says_nothing, learned))
+    return silent or all(cell is None for cell in cells)
+
+
+def _says_nothing(cell: Any) -> bool:
+    """Nothing, no text, no class, no answer, or tags that are all nothing."""
+    if isinstance(cell, Mapping):
+        cell = cast("Mapping[str, Any]", cell).get("text")
+    if isinstance(cell, list):
+        return all(map(_says_nothing, cast("list[Any]", cell)))
+    return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
 def _of_split(columns: Columns, names: Sequence[str], kind: str | None) -> Columns:
