@@ -9,6 +9,8 @@ from typing import Any
 
 import datasets
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attentune.errors import ConfigError, DataError
 from attentune.tasks.columns import Columns, choose
@@ -353,6 +355,43 @@ def test_validation_is_stratified_and_seeded() -> None:
     assert sorted(stay + aside, key=lambda r: int(r["text"][1:])) == rows
     many = [{"text": f"t{i}", "label": str(i % 77)} for i in range(77 * 5)]
     assert len({row["label"] for row in split_off(many, "classification", 0.1, seed=0)[1]}) == 38
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "expected"),
+    [
+        ("classification", 0, [5, 18, 19, 20, 24, 31, 33, 35]),
+        ("classification", 7, [21, 26, 27, 30, 32, 33, 38, 39]),
+        ("regression", 3, [3, 5, 14, 18, 26, 27, 31, 35]),
+    ],
+)
+def test_which_rows_are_set_aside(kind: str, seed: int, expected: list[int]) -> None:
+    """Figures that are published stand on it."""
+    rows = [{"text": f"t{i}", "label": "aaaaabbbcd"[i % 10]} for i in range(40)]
+    for by_input in (False, True):
+        assert [rows.index(row) for row in split_off(rows, kind, 0.2, seed, by_input)[1]] == expected
+
+
+@given(st.lists(st.integers(0, 30), min_size=2, max_size=60), st.sampled_from([0.1, 0.3, 0.5]), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_rows_of_one_input_are_set_aside_together(inputs: list[int], share: float, seed: int) -> None:
+    """Whatever they say of it, and whatever its form."""
+    count = max(round(len(inputs) * share), 1)
+    for kind, column, form in (("classification", "text", str), ("tagging", "tokens", lambda n: [str(n)])):
+        rows = [{column: form(n), "label": "ab"[i % 2]} for i, n in enumerate(inputs)]
+        stay, aside = split_off(rows, kind, share, seed, by_input=True)
+        assert stay
+        assert 1 <= len(aside) <= count
+        assert sorted(map(str, stay + aside)) == sorted(map(str, rows))
+        if min(map(inputs.count, inputs)) <= count:
+            assert not {str(row[column]) for row in stay} & {str(row[column]) for row in aside}
+
+
+def test_validation_is_of_other_inputs() -> None:
+    rows = [{"source": f"s{i % 15}", "target": f"t{i}"} for i in range(30)]
+    data = load_data(rows, "generation", validation=0.2)
+    assert len(data.validation) == 6
+    assert not {row["text"] for row in data.train} & {row["text"] for row in data.validation}
 
 
 def test_rows_to_score_have_the_form_of_training() -> None:

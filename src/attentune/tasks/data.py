@@ -90,7 +90,7 @@ def load_data(
         check_known(rows, kind, labels, name, out_of_scope)
     train, held_out = splits["train"], splits.get("validation")
     if held_out is None:
-        train, held_out = split_off(train, kind, validation, seed)
+        train, held_out = split_off(train, kind, validation, seed, by_input=True)
         notes.append(f"validation: {len(held_out)} of {len(splits['train'])} training rows set aside (seed {seed})")
     if kind == "generation":
         train = [{**row, "label": [text]} for row in train for text in row["label"]]
@@ -238,17 +238,40 @@ def parted(rows: Sequence[Row], label: str | None) -> tuple[list[Row], list[Row]
     return inside, [unlabelled(row) for row in rows if label is not None and row["label"] == label]
 
 
-def split_off(rows: list[Row], kind: str, share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Rows -> (what stays, what is set aside), each in the old order; classes in proportion."""
+def split_off(
+    rows: list[Row], kind: str, share: float, seed: int, by_input: bool = False
+) -> tuple[list[Row], list[Row]]:
+    """Rows -> (what stays, what is set aside), each in the old order; classes in proportion.
+
+    With `by_input` rows of one input stay together, so that none is judged by what was learned, unless there are so
+    few different inputs that each has more rows than are set aside.
+    """
     if not 0 < share < 1:
         raise ConfigError(f"the validation share lies between 0 and 1, found {share}")
     if len(rows) < 2:
         raise DataError("one training row only; a validation split needs at least two rows")
     count = min(max(round(len(rows) * share), 1), len(rows) - 1)
     by_class = kind == "classification"
-    chosen = set(_spread(rows, (lambda row: row["label"]) if by_class else (lambda row: ""), seed)[:count])
+    single = [[i] for i in range(len(rows))]
+    alike = _alike(rows) if by_input else single
+    if all(len(indices) > count for indices in alike):
+        alike = single
+    first = [rows[indices[0]] for indices in alike]
+    chosen: set[int] = set()
+    for place in _spread(first, (lambda row: row["label"]) if by_class else (lambda row: ""), seed):
+        if len(chosen) + len(alike[place]) <= count:
+            chosen.update(alike[place])
     stay = [row for i, row in enumerate(rows) if i not in chosen]
     return stay, [row for i, row in enumerate(rows) if i in chosen]
+
+
+def _alike(rows: Sequence[Row]) -> list[list[int]]:
+    """The indices of the rows of each input, in the order in which inputs first occur."""
+    found: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        values = unlabelled(row).values()
+        found[tuple(tuple(cast("list[str]", v)) if isinstance(v, list) else v for v in values)].append(i)
+    return list(found.values())
 
 
 def _spread(rows: list[Row], group: Callable[[Row], str], seed: int) -> list[int]:
