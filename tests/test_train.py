@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,9 @@ import attentune
 from attentune.errors import AttentuneError, ConfigError, DataError, StoreError
 from attentune.evaluation.calibration import Reliability
 from attentune.methods import METHODS
+from attentune.tasks import load_data
 from attentune.training.checkpoints import Mark
+from attentune.training.choice import choose
 from attentune.training.loop import build_trainer
 from attentune.training.many import train_many
 from attentune.training.recipe import read_recipe
@@ -206,6 +209,26 @@ def test_refusals(tiny_bert: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
     with pytest.raises(AttentuneError):
         train(rows, "pasta", tmp_path / "a", where, precision="int3")
+
+
+def test_data_are_as_they_were_read() -> None:
+    """What a recipe says of rows that are read already is what they were read with, or it is refused."""
+    rows = [{"a": f"what {i}", "b": "x y", "c": ["yes", "no", "oos"][i % 3]} for i in range(30)]
+    given: dict[str, Any] = {"kind": "classification", "text": ["a"], "label": "c", "out_of_scope": "oos"}
+    scoped, plain = load_data(rows, **given), load_data(rows, text=["a"], label="c")
+    assert choose(scoped, None, None, {f"task.{key}": value for key, value in given.items()})[0] is scoped
+    assert choose(scoped, None, None, {"validation": 0.3})[0] is scoped
+    changes: list[dict[str, Any]] = [
+        {"task.kind": "pair"}, {"task.kind": "multilabel"}, {"task.text": ["a", "b"]}, {"task.label": "b"},
+        {"choices": ["a", "b"]}, {"out_of_scope": "oos"},
+    ]  # fmt: skip
+    for change in changes:
+        ((key, value),) = change.items()
+        wanted = f"{key.removeprefix('task.')}={value!r} is asked of data that were read with"
+        with pytest.raises(ConfigError, match=re.escape(wanted)):
+            choose(plain, None, None, change)
+    pairs = load_data(rows, kind="pair", text=["a", "b"], label="c")
+    assert choose(pairs, None, None, {"task.kind": "pair"})[0] is pairs
 
 
 def test_a_class_that_validation_does_not_have_can_choose_the_epoch(tiny_bert: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from attentune.errors import ConfigError, DataError, UnsupportedError
 from attentune.methods import METHODS
 from attentune.tasks import Data, Task, load_data, task_of
 from attentune.tasks.classify import Classification
+from attentune.tasks.data import ALIASES
 from attentune.tasks.draw import few
 from attentune.tasks.generate import Generation
 from attentune.tasks.sources import Source
@@ -57,6 +58,8 @@ def choose(
     data = options.data if data is None else data
     if data is None:
         raise DataError("no data: name a file, a folder or a hub id, or a recipe that does")
+    if isinstance(data, Data):
+        check_as_read(data, options)
     rows = load_data(
         data,
         options.kind,
@@ -72,6 +75,29 @@ def choose(
         wanted = wanted.override({"task.template": "auto"})
     fixed = {*(first.options if recipe is not None else ()), *(key.removeprefix("method.") for key in changes)}
     return rows, name_sources(wanted, library, fixed)
+
+
+def check_as_read(rows: Data, options: TaskOptions) -> None:
+    """Rows are as the recipe wants them read; the share of a validation split is none of it, as they have theirs.
+
+    Raises:
+        ConfigError: they were read otherwise.
+    """
+    apart = {row["label"] for found in rows.outside.values() for row in found}
+    single = options.kind == "pair" and not rows.pair
+    read: dict[str, tuple[Any, Any]] = {
+        "kind": (options.kind if single else ALIASES.get(options.kind or "", options.kind), rows.kind),
+        "text": (options.text, list(rows.columns.inputs)),
+        "label": (options.label, rows.columns.label),
+        "choices": (options.choices, list(rows.columns.choices)),
+        "out_of_scope": (options.out_of_scope, next(iter(apart), None)),
+    }
+    for key, (wanted, found) in read.items():
+        if wanted and wanted != found:
+            raise ConfigError(
+                f"{key}={wanted!r} is asked of data that were read with {key}={found!r}; give it to load_data, or drop "
+                "it here"
+            )
 
 
 def drawn(rows: Data, shots: int | None, seed: int) -> Data:
