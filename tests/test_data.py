@@ -104,6 +104,11 @@ def test_json_as_it_stands(tmp_path: Path) -> None:
         ("d.jsonl", '{"text": "a"}\n7\n', "d.jsonl, line 2: wanted a row, as an object, found int"),
         ("d.json", '[{"text": "a"}, null]', "d.json, row 2: wanted a row, as an object, found NoneType"),
         ("d.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}\n', "line 2: wanted a text, found half a character, '\\ud83d'"),
+        (
+            "d.jsonl",
+            f'{{"text": "a", "label": {"1" * 4301}}}',
+            "line 1, as JSON: a whole number has more than 4300 digits",
+        ),
         ("d.jsonl", "\n" + '{"text": ' * 5000, "line 2, as JSON: it is nested too deeply"),
         ("d.jsonl", '{"text": "a", "label": "b", "label": "c"}', "line 1: a row has two columns 'label'"),
         ("d.jsonl", "\n\n", "has no rows; at least one is needed"),
@@ -424,6 +429,7 @@ def test_wrong_rows_name_the_row() -> None:
         "validation row 1 has label 'c', which training does not know: a, b",
     )
     bad([{"text": "x", "label": v} for v in ("1.5", "much")], "train row 2", kind="regression")
+    bad(rows_with([1.0, 10**309]), "train row 2, column 'label': wanted a number, found int 1000")
     bad(rows_with([1.0, float("nan")]), "train row 2, column 'label': wanted a number, found float nan")
     bad(rows_with(["a"] * 4), "training has one class only, a")
     bad(rows_with([[], []]), "no training row has a label")

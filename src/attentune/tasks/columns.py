@@ -179,6 +179,6 @@ def is_number(value: Any) -> bool:
         return False
     try:
         number = float(cast("str", value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return number - number == 0

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from typing import Any, cast
 
 from attentune.errors import DataError
@@ -43,6 +44,9 @@ def _parsed(text: str, where: str, line: int | None = None) -> Any:
         ) from error
     except UnicodeEncodeError as error:
         raise DataError(f"{place}: wanted a text, found half a character, {error.object[error.start]!r}") from error
+    except ValueError as error:
+        most = sys.get_int_max_str_digits()
+        raise DataError(f"cannot read {place}, as JSON: a whole number has more than {most} digits") from error
     except RecursionError as error:
         raise DataError(f"cannot read {place}, as JSON: it is nested too deeply") from error
     except _TwiceError as error:
