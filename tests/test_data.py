@@ -445,6 +445,15 @@ def test_wrong_rows_name_the_row() -> None:
     bad("x_y", "'x_y' is no file or folder, and no hub data set")
     bad("x y", "no data at x y: wanted a file")
     bad({"train": good, "extra": good}, "no split 'extra'; the splits are train, validation, test")
+    half = "row 1: wanted a text in UTF-8, found half a character, '\\ud83d'"
+    for row in (
+        {"text": "cut \ud83d", "label": "a"},
+        {"text": "a", "label": ["\ud83d"]},
+        {"text": "a", "label": "\ud83d"},
+    ):
+        bad([row] * 2, f"train {half}")
+    bad({"train": good, "test": [{"text": "\ud83d", "label": "a"}]}, f"test {half}")
+    bad([{"tokens": ["\ud83d"], "tags": ["O"]}], f"train {half}")
     bad([1, 2], "wanted a list of rows (dicts)")
     bad({"test": good}, "no train split; the splits are test")
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 from attentune.errors import DataError
 from attentune.tasks.cells import brief
 from attentune.tasks.columns import Columns
-from attentune.tasks.rows import check_row
+from attentune.tasks.rows import check_row, check_texts
 from attentune.tasks.sources import Row
 from attentune.tasks.task import Task
 
@@ -43,14 +43,7 @@ class Card(Protocol):
 def as_row(item: Any, card: Card, where: str) -> Row:
     """An input of any allowed form -> a row of the task, or a DataError that says which form is wanted."""
     row = _as_row(item, card, where)
-    texts = [
-        text for value in row.values() for text in (cast("list[Any]", value) if isinstance(value, list) else [value])
-    ]
-    try:
-        "".join(text for text in texts if isinstance(text, str)).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise DataError(f"{where}: wanted a text in UTF-8, found half a character, {half!r}") from error
+    check_texts(row, where)
     return row
 
 

@@ -27,7 +27,19 @@ def check_rows(rows: Sequence[Row], columns: Columns, kind: str, split: str = "t
 def check_row(row: Row, columns: Columns, kind: str, where: str) -> Row:
     """One row of a table -> a row of the task; `where` stands in errors."""
     parsers = {"tagging": _tagged, "question_answering": _answered, "multiple_choice": _chosen}
-    return parsers.get(kind, _labelled)(row, columns, kind, where)
+    checked = parsers.get(kind, _labelled)(row, columns, kind, where)
+    check_texts(checked, where)
+    return checked
+
+
+def check_texts(row: Row, where: str) -> None:
+    """No text of a row of a task, nor in its lists, holds half a character, which no tokenizer and no file takes."""
+    texts = [part for v in row.values() for part in (cast("list[Any]", v) if isinstance(v, list) else [v])]
+    try:
+        "".join(text for text in texts if isinstance(text, str)).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DataError(f"{where}: wanted a text in UTF-8, found half a character, {half!r}") from error
 
 
 def _labelled(row: Row, columns: Columns, kind: str, where: str) -> Row:
