@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def attach(trainer: Trainer, output: Path) -> None:
     """
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-            started = time.strftime("%Y%m%d-%H%M%S")
+            started = datetime.now().strftime("%Y%m%d-%H%M%S-%f")  # Small runs begin within one second.
             callback.logging_dir = str(output.with_name(f"{output.name}.tensorboard") / started)
 
 
