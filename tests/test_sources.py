@@ -336,7 +336,7 @@ def test_attention_of_every_example_in_mixed_batches(mixing: Path, tmp_path: Pat
         assert row == pytest.approx(expected, abs=1e-5)
         assert sum(row.values()) == pytest.approx(1)
     assert list(found[1]) == ["nli", "stars", "target"]
-    assert len({round(row["target"], 6) for row in predictor.attention(TEXTS, ["whole"] * 3)}) == 3
+    assert len({f"{row['target']:.3e}" for row in predictor.attention(TEXTS, ["whole"] * 3)}) == 3
 
 
 def test_methods_without_prompts_have_no_attention(tiny_bert: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from attentune import TaskModel
 from attentune.backbones import fingerprint
 from attentune.serving import Bank
 from laws.cells import ONE_A_METHOD, adapted, add, refused
-from laws.zoo import answer, batch_of
+from laws.zoo import answer, batch_of, to_learn
 
 KINDS = ("bert", "roberta", "electra", "distilbert", "mpnet", "bart", "t5", "gpt2", "llama")
 """Of each way to tell positions, to fuse projections and to keep a cache. DeBERTa and Longformer run code of their own
@@ -112,7 +112,7 @@ def forwards(form: Any, kind: str) -> int:
         with torch.no_grad():
             answer(model, given)
             answer(model, given, adapter_names=["default", "same", BASE, "default"])
-        answer(model.train(), given).sum().backward()
+        answer(model.train(), to_learn(kind, given)).sum().backward()
         assert all(p.grad.device.type == NAME for p in model.parameters() if p.grad is not None)
         assert any(p.grad is not None for p in model.parameters())
     return waits.count

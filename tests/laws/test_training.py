@@ -9,7 +9,7 @@ from torch import Tensor
 
 from laws.cells import CELLS, ONE_A_METHOD, Form, adapted, add, cells
 from laws.matrix import APART, Says
-from laws.zoo import ZOO, answer, batch_of, rows_of
+from laws.zoo import ZOO, answer, batch_of, rows_of, to_learn
 
 
 def is_silent(form: Form, name: str) -> bool:
@@ -28,12 +28,6 @@ def real(batch: dict[str, Tensor]) -> Tensor:
     return torch.ones_like(batch["decoder_input_ids"]) if "decoder_input_ids" in batch else mask
 
 
-def batch_to_learn(kind: str) -> dict[str, Tensor]:
-    """Language models are told which tokens are an answer: here none is."""
-    batch = batch_of(kind)
-    return {**batch, "labels": torch.full_like(batch["input_ids"], -100)} if ZOO[kind].causal else batch
-
-
 def gradients(model: Any, batch: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
     model.zero_grad()
     out = answer(model, batch)
@@ -46,7 +40,7 @@ def gradients(model: Any, batch: dict[str, Tensor], seed: int = 0) -> dict[str, 
 @cells
 def test_only_adapters_get_gradients_and_all_of_them(form: Form, kind: str) -> None:
     """At step 1, and at step 2 after an evaluation pass."""
-    model, batch = adapted(form, kind), batch_to_learn(kind)
+    model, batch = adapted(form, kind), to_learn(kind, batch_of(kind))
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert all(f"_{form.method}." in name for name in trained)
@@ -158,7 +152,7 @@ def test_checkpointing_gives_equal_gradients(form: Form, kind: str, reentrant: b
             if isinstance(getattr(module, field, None), float):
                 setattr(module, field, 0.0)
     base.train()
-    batch = batch_to_learn(kind)
+    batch = to_learn(kind, batch_of(kind))
     if ZOO[kind].causal:
         batch["use_cache"] = False  # pyright: ignore[reportArgumentType]
     expected = gradients(base, batch)

@@ -184,6 +184,11 @@ def batch_of(kind: str, lengths: tuple[int, ...] = (T, 7, 9), seed: int = 0, sid
     return batch
 
 
+def to_learn(kind: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch of a training step: language models are told which tokens are an answer, here none."""
+    return {**batch, "labels": torch.full_like(batch["input_ids"], -100)} if ZOO[kind].causal else batch
+
+
 def rows_of(batch: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
     """Some rows of a batch."""
     return {key: value[rows] for key, value in batch.items()}
