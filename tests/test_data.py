@@ -9,12 +9,10 @@ from typing import Any
 
 import datasets
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from attentune.errors import ConfigError, DataError
 from attentune.tasks.columns import Columns, choose
-from attentune.tasks.data import load_data, load_rows, split_off
+from attentune.tasks.data import load_data, load_rows
 from attentune.tasks.sources import read
 
 ROWS: list[dict[str, Any]] = [
@@ -351,54 +349,6 @@ def test_kind_is_named() -> None:
         load_data(rows_with([1, 2]), kind="ranking")
 
 
-def test_validation_is_stratified_and_seeded() -> None:
-    rows = [{"text": f"t{i}", "label": "abc"[0 if i < 60 else 1 if i < 99 else 2]} for i in range(100)]
-    stay, aside = split_off(rows, "classification", 0.1, seed=3)
-    assert [sum(row["label"] == c for row in aside) for c in "abc"] == [6, 4, 0]
-    assert (stay, aside) == split_off(rows, "classification", 0.1, seed=3)
-    assert aside != split_off(rows, "classification", 0.1, seed=4)[1]
-    assert sorted(stay + aside, key=lambda r: int(r["text"][1:])) == rows
-    many = [{"text": f"t{i}", "label": str(i % 77)} for i in range(77 * 5)]
-    assert len({row["label"] for row in split_off(many, "classification", 0.1, seed=0)[1]}) == 38
-
-
-@pytest.mark.parametrize(
-    ("kind", "seed", "expected"),
-    [
-        ("classification", 0, [5, 18, 19, 20, 24, 31, 33, 35]),
-        ("classification", 7, [21, 26, 27, 30, 32, 33, 38, 39]),
-        ("regression", 3, [3, 5, 14, 18, 26, 27, 31, 35]),
-    ],
-)
-def test_which_rows_are_set_aside(kind: str, seed: int, expected: list[int]) -> None:
-    """Figures that are published stand on it."""
-    rows = [{"text": f"t{i}", "label": "aaaaabbbcd"[i % 10]} for i in range(40)]
-    for by_input in (False, True):
-        assert [rows.index(row) for row in split_off(rows, kind, 0.2, seed, by_input)[1]] == expected
-
-
-@given(st.lists(st.integers(0, 30), min_size=2, max_size=60), st.sampled_from([0.1, 0.3, 0.5]), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
-def test_rows_of_one_input_are_set_aside_together(inputs: list[int], share: float, seed: int) -> None:
-    """Whatever they say of it, and whatever its form."""
-    count = max(round(len(inputs) * share), 1)
-    for kind, column, form in (("classification", "text", str), ("tagging", "tokens", lambda n: [str(n)])):
-        rows = [{column: form(n), "label": "ab"[i % 2]} for i, n in enumerate(inputs)]
-        stay, aside = split_off(rows, kind, share, seed, by_input=True)
-        assert stay
-        assert 1 <= len(aside) <= count
-        assert sorted(map(str, stay + aside)) == sorted(map(str, rows))
-        if min(map(inputs.count, inputs)) <= count:
-            assert not {str(row[column]) for row in stay} & {str(row[column]) for row in aside}
-
-
-def test_validation_is_of_other_inputs() -> None:
-    rows = [{"source": f"s{i % 15}", "target": f"t{i}"} for i in range(30)]
-    data = load_data(rows, "generation", validation=0.2)
-    assert len(data.validation) == 6
-    assert not {row["text"] for row in data.train} & {row["text"] for row in data.validation}
-
-
 def test_rows_to_score_have_the_form_of_training() -> None:
     one, two = Columns(("sentence",), "label"), Columns(("premise", "hypothesis"), "label")
     rows = [{"question": "who ?", "answer": "Anna", "label": "a"}]
@@ -438,8 +388,8 @@ def test_wrong_rows_name_the_row() -> None:
     bad([{"tokens": ["a", "b"], "tags": ["O"]}], "train row 1 has 2 tokens and 1 tags")
     bad([{"tokens": [], "tags": []}], "train row 1, column 'tokens': the list is empty")
     bad([{"tokens": ["a", ""], "tags": ["O", "O"]}], "train row 1, column 'tokens': wanted words, found nothing")
-    wanted = "is neither O nor begins with one of B-, I-, E-, S- as 'B-X' does; write L- as E- and U- as S-"
-    for tag in ("L-X", "U-X", "X", "o"):
+    wanted = "is neither O nor begins with one of B-, I-, E-, S- as 'B-X' does; write L- as E-, U- as S- and M- as I-"
+    for tag in ("L-X", "U-X", "M-X", "X", "o"):
         bad([{"tokens": ["a", "b", "c"], "tags": ["O", "B-X", tag]}], f"tag {tag!r} {wanted}")
     bad([], "the train split of the data has no rows")
     bad("x_y", "'x_y' is no file or folder, and no hub data set")
@@ -463,6 +413,16 @@ def test_tags_with_and_without_spans(tags: list[str]) -> None:
     assert load_data([{"tokens": tags, "tags": tags}] * 2).labels == tuple(
         sorted(tags, key=lambda tag: (tag != "O", tag))
     )
+
+
+def test_tags_that_are_declared_and_never_used_are_none() -> None:
+    """Where others are of entities: one outside would turn their spans off."""
+    tags = datasets.List(datasets.ClassLabel(names=["O", "B-PER", "I-PER", "X"]))
+    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "tags": tags})
+    rows = [{"tokens": ["Anna", "runs"], "tags": [1, 0]}] * 4
+    assert load_data(datasets.Dataset.from_list(rows, features=features)).labels == ("O", "B-PER", "I-PER")
+    with pytest.raises(DataError, match="tag 'X' is neither O nor begins"):
+        load_data(datasets.Dataset.from_list([*rows, {"tokens": ["Anna"], "tags": [3]}], features=features))
 
 
 def test_wrong_files(tmp_path: Path) -> None:

@@ -176,9 +176,31 @@ def test_what_is_merged_keeps_its_head(chosen: list[str] | None) -> None:
     merged = model.merge_and_unload(adapter_names=chosen)
     torch.testing.assert_close(merged(**batch).logits, expected, atol=1e-5, rtol=1e-5)
     assert [name for name in merged.state_dict() if name.startswith("heads")] == [
-        f"heads.head_kernel_mix.{key}.{left}" for key in ("out_weight", "out_bias")
+        f"heads.merged.{key}" for key in ("out_weight", "out_bias")
     ]
     assert not any(p.requires_grad for p in merged.parameters())
+
+
+def test_what_is_merged_is_adapted_anew() -> None:
+    """Its head answers where no adapter's does, whatever is active, and is never trained."""
+    batch = batch_of("bert")
+    first: Any = get_peft_model(TaskModel(model_of("bert")), KernelMixConfig(init_weights=False, head=head()))
+    merged = first.eval().merge_and_unload()
+    expected = merged(**batch).logits
+    for config in (KernelMixConfig(head=head(num_labels=5)), TinyAttentionConfig(head=head(num_labels=5))):
+        model: Any = get_peft_model(merged, config).eval()
+        assert model(**batch).logits.shape[-1] == 5
+        mixed = model(**batch, adapter_names=["default", "__base__", "__base__"])
+        assert mixed.num_labels.tolist() == [5, 3, 3]
+        torch.testing.assert_close(mixed.logits[1:, :3], expected[1:], atol=1e-5, rtol=1e-5)
+        with model.disable_adapter():
+            torch.testing.assert_close(model(**batch).logits, expected)
+        merged = model.unload()
+    model = get_peft_model(merged, KernelMixConfig())
+    torch.testing.assert_close(model.eval()(**batch).logits, expected)
+    assert not any("heads" in name for name, p in model.named_parameters() if p.requires_grad)
+    again = model.merge_and_unload()
+    torch.testing.assert_close(again(**batch).logits, expected)
 
 
 def test_longformer_has_a_global_token_whichever_side_is_padded() -> None:

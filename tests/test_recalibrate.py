@@ -82,7 +82,9 @@ def test_an_edited_adapter_is_calibrated_again(mixing: Path, tmp_path: Path) -> 
     assert (lean.folder / store.README).read_text().count("temperature") > 0
     tensors = (load_file(folder / store.WEIGHTS) for folder in (lean.folder, mixing))
     assert next(tensors).keys() == next(tensors).keys()
-    assert set(adapter.metrics["run"]) >= {"sources_removed", "validation_rows"}
+    assert set(adapter.metrics["run"]) >= {"sources_removed", "validation_rows", "calibration_rows"}
+    last = with_sources(lean.folder, tmp_path / "last", remove=["stars"])
+    assert (last.card.calibration.rows, "calibration_rows" in last.metrics["run"]) == (0, False)
 
 
 def test_no_figures_of_the_old_rows_are_left(tiny_bert: Path, mixing: Path, tmp_path: Path) -> None:  # noqa: F811

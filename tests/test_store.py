@@ -183,6 +183,15 @@ def test_an_adapter_with_other_things_beside_it_is_not_replaced(tmp_path: Path) 
     assert [(place / store.WEIGHTS).read_bytes() for place in (folder, folder / "other")] == [OLD, OLD]
 
 
+def test_what_downloads_and_desktops_leave_is_no_other_thing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run")
+    (folder / ".cache" / "huggingface").mkdir(parents=True)
+    for name in (".gitattributes", ".DS_Store"):
+        (folder / name).touch()
+    write(folder, NEW)
+    assert {path.name for path in folder.iterdir()} <= store.FILES
+
+
 def test_a_copy_holds_the_adapter_alone(tmp_path: Path) -> None:
     made = write(tmp_path / "made")
     names = {path.name for path in made.iterdir()}

@@ -5,7 +5,7 @@ A head is one linear layer; or, with words for classes, no tensor at all: the ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -157,28 +157,44 @@ class HeadLayer(AdapterLayer):
         tensors = {"out_weight": torch.randn(head.num_labels, hidden) * 0.02, "out_bias": torch.zeros(head.num_labels)}
         self.put(name, cfg, tensors, like, inference_mode=inference_mode)
 
-    def keep(self, name: str) -> None:
-        """Leave one adapter's head alone, frozen, where the adapter itself has become a part of the backbone."""
-        self.set_adapter([name], inference_mode=True)
-        for other in self.configs.keys() - {name}:
-            self.delete_adapter(other)
-
     def answer(self, name: str, rows: Tensor | None, states: States) -> Tensor:
         """[R,C] or [R,T,C], in the head's precision."""
-        head, p = HeadConfig(**(self.configs[name].head or {})), self.tensors(name)
-        if head.kind == "masked" and head.mask is not None:
-            return states.scored(head.words, head.mask, rows).float()
-        x = states.of(rows) if head.kind == "token" else states.pooled(head.pooling, rows)
-        x = nn.functional.dropout(x.to(p["out_weight"].dtype), head.dropout, self.training)
-        return nn.functional.linear(x, p["out_weight"], p["out_bias"])
+        return _answer(self.config(name), self.tensors(name), rows, states, self.training)
+
+    def config(self, name: str) -> HeadConfig:
+        """That of an adapter's head."""
+        return HeadConfig(**(self.configs[name].head or {}))
+
+
+class MergedHead(nn.Module):
+    """The head of an adapter that is merged into the backbone, frozen: it answers where no adapter's head does."""
+
+    def __init__(self, head: HeadConfig, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.head = head
+        for key, value in tensors.items():
+            self.register_parameter(key, nn.Parameter(value.detach().clone(), requires_grad=False))
+
+    def answer(self, rows: Tensor | None, states: States) -> Tensor:
+        """As that of a HeadLayer."""
+        return _answer(self.head, dict(self.named_parameters()), rows, states, self.training)
+
+
+def _answer(head: HeadConfig, p: Mapping[str, Tensor], rows: Tensor | None, states: States, training: bool) -> Tensor:
+    if head.kind == "masked" and head.mask is not None:
+        return states.scored(head.words, head.mask, rows).float()
+    x = states.of(rows) if head.kind == "token" else states.pooled(head.pooling, rows)
+    x = nn.functional.dropout(x.to(p["out_weight"].dtype), head.dropout, training)
+    return nn.functional.linear(x, p["out_weight"], p["out_bias"])
 
 
 class Heads(nn.Module):
-    """The place for heads: a HeadLayer per method is a child of it."""
+    """The place for heads: a HeadLayer per method is a child of it, and perhaps the head of what was merged."""
 
     def __init__(self, vocabulary: nn.Module | None = None) -> None:
         super().__init__()
         self.vocabulary = vocabulary
+        self.merged: MergedHead | None = None
         self.request: RowRequest | None = None
 
     def forward(self, states: States) -> TaskOutput:
@@ -188,6 +204,8 @@ class Heads(nn.Module):
             groups = self.request.groups(len(states.last), states.last.device)
             return self._mixed([(layer, g) for g in groups for layer in layers if g.names[0] in layer.configs], states)
         active = [(layer, group.names[0]) for layer in layers for group in layer.groups(None)]
+        if not active and self.merged is not None:
+            return TaskOutput(logits=self.merged.answer(None, states))
         if not active:
             return TaskOutput(last_hidden_state=states.last)
         if len(active) > 1:
@@ -205,6 +223,12 @@ class Heads(nn.Module):
             for layer, group in groups
             for name, rows in _by_name(group, batch, device)
         ]
+        if self.merged is not None:
+            left = torch.ones(batch, dtype=torch.bool, device=device)
+            for rows, _ in answers:
+                left[rows] = False
+            rows = left.nonzero().squeeze(-1)
+            answers += [(rows, self.merged.answer(rows, states))] if len(rows) else []
         return assemble(answers, states)
 
 

@@ -43,6 +43,10 @@ FILES = frozenset({CONFIG, WEIGHTS, CARD, RECIPE, METRICS, LOG, README, SEARCH, 
 """All that an adapter folder may hold."""
 
 
+LEFT = frozenset({".cache", ".gitattributes", ".DS_Store"})
+"""What downloads and desktops leave there; it may go with an adapter."""
+
+
 class Saves(Protocol):
     """What writes the peft part: a PeftModel."""
 
@@ -153,7 +157,7 @@ def check_writable(folder: str | Path) -> Path:
     recover(target)
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / CONFIG).is_file()):
         raise StoreError(f"{folder} exists and is no adapter folder; name another one")
-    more = sorted({path.name for path in target.iterdir()} - FILES) if target.is_dir() else []
+    more = sorted({path.name for path in target.iterdir()} - FILES - LEFT) if target.is_dir() else []
     if more:
         found = ", ".join(more[:3]) + (" ..." if len(more) > 3 else "")
         raise StoreError(

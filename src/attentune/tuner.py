@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from attentune.anatomy import Place, stacks_of
 from attentune.errors import ConfigError, UnsupportedError
 from attentune.forward import check_rows, rows, source_tokens
-from attentune.heads import HeadLayer, Heads
+from attentune.heads import HeadLayer, Heads, MergedHead
 from attentune.method import METHODS, Method, MethodConfig, Site, peft_name
 from attentune.sites import STACK_CHILD, AdapterLayer, SiteLayer, Stack, prefix_attention, stacks_in
 
@@ -216,8 +216,8 @@ class SiteTuner(BaseTuner):
         for module in list(self.model.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, HeadLayer) and child.configs.keys() & set(kept):
-                    child.keep(kept[0])
-                elif child in mine:
+                    module.merged = MergedHead(child.config(kept[0]), child.tensors(kept[0]))
+                if child in mine:
                     delattr(module, name)
                     _forget(module, child)
                 elif isinstance(child, AuxiliaryTrainingWrapper):

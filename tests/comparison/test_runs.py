@@ -25,7 +25,7 @@ from attentune.comparison.run import execute
 from attentune.comparison.sets import load_set
 from attentune.comparison.summary import Summary, summarise
 from attentune.confidence import Labelled, calibrate, judge
-from attentune.errors import UnsupportedError
+from attentune.errors import ConfigError, UnsupportedError
 from attentune.evaluation.statistics import score
 from attentune.methods import METHODS
 from attentune.tasks import Classification, Features, Regression, Tagging, Task, task_of
@@ -152,6 +152,8 @@ def test_what_failed_is_tried_again_at_the_next_start(
     assert "0 runs done, 1 failed" in page
     assert "| tone-pasta-0.01-seed0 | no room |" in page
     # No time: nothing is tried, and what had failed is still told of.
+    with pytest.raises(ConfigError, match="minutes are 0 at least, found nan"):
+        compare(*given, minutes=float("nan"))
     compare(*given, rates=1, seeds=1, minutes=0)
     assert len(summarise(tmp_path).failures) == 1
     assert compare(*given, rates=1, seeds=1).failed == []

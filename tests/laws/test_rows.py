@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from attentune import METHODS
 from attentune.anatomy import anatomies_of, max_length
@@ -136,17 +137,22 @@ def test_positions_that_move_without_a_prompt_end_too() -> None:
         answer(model, batch_of("bert", (46, 9)))
 
 
+def each_row_is_its_own(model: Any, batch: dict[str, Tensor], what: str) -> None:
+    """What is returned of every block for three rows of three adapters is what each of them alone has."""
+    names = ["other", "default", "__base__"]
+    mixed = model(**batch, adapter_names=names, **{f"output_{what}": True})[what]
+    for row, name in enumerate(names):
+        alone = model(**rows_of(batch, [row]), adapter_names=[name], **{f"output_{what}": True})[what]
+        for block, each in enumerate(alone):
+            torch.testing.assert_close(mixed[block][row], each[0], **TOLERANCE)
+
+
 def test_returned_attentions_are_each_row_s_own() -> None:
     """DeBERTa runs once for each adapter, since its projections are called again on relative embeddings."""
     form = Form("kernel_mix")
     model = adapted(form, "deberta-v2")
     add(model, "other", form, 2)
-    batch, names = batch_of("deberta-v2"), ["other", "default", "__base__"]
-    mixed = model(**batch, adapter_names=names, output_attentions=True).attentions
-    for row, name in enumerate(names):
-        alone = model(**rows_of(batch, [row]), adapter_names=[name], output_attentions=True).attentions
-        for block, each in enumerate(alone):
-            torch.testing.assert_close(mixed[block][row], each[0], **TOLERANCE)
+    each_row_is_its_own(model, batch_of("deberta-v2"), "attentions")
 
 
 @torch.no_grad()
@@ -156,12 +162,7 @@ def test_returned_hidden_states_are_each_row_s_own(structures: tuple[str, str]) 
     forms = [Form("tiny_attention", (("structure", structure),)) for structure in structures]
     model = adapted(forms[0], "bert")
     add(model, "other", forms[1], 2)
-    batch, names = batch_of("bert"), ["default", "other", "__base__"]
-    mixed = model(**batch, adapter_names=names, output_hidden_states=True).hidden_states
-    for row, name in enumerate(names):
-        alone = model(**rows_of(batch, [row]), adapter_names=[name], output_hidden_states=True).hidden_states
-        for block, each in enumerate(alone):
-            torch.testing.assert_close(mixed[block][row], each[0], **TOLERANCE)
+    each_row_is_its_own(model, batch_of("bert"), "hidden_states")
 
 
 @pytest.mark.parametrize(("form", "kind"), [cell for cell in CELLS if ZOO[str(cell.values[1])].causal])

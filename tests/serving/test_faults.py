@@ -241,6 +241,17 @@ def registry(tiny_bert: Path, folder: Path, made: dict[str, Path]) -> Registry:
     return found
 
 
+def check_trial(tiny_bert: Path, registry: Registry, made: dict[str, Path]) -> None:
+    """What is on trial is so after a next change too, for another server as well, and nothing else is."""
+    trial = registry.task("tone").trial
+    registry.put("tone", copy_of(made["old"]))
+    another = Registry(Bank(load_backbone(str(tiny_bert))), registry.folder.path)
+    another.scan(pytest.fail)
+    for one in (registry, another):
+        now = one.task("tone").trial
+        assert (now and now.version.id) == (trial and trial.version.id)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_kill_at_any_step_leaves_one_version_whole(
     tiny_bert: Path, folder: Path, made: dict[str, Path], registry: Registry, tmp_path: Path, change: str
@@ -258,6 +269,7 @@ def test_a_kill_at_any_step_leaves_one_version_whole(
         found.add(names[after.task("tone").active.id] if after.names else "")
         if "" not in allowed:
             assert {names[version.id] for version in after.task("tone").versions} >= {"old", "new"}
+            check_trial(tiny_bert, after, made)
     assert found <= allowed
     assert "new" in found
 

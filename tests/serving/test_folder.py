@@ -189,12 +189,17 @@ def test_links_to_adapters_move_and_go_alone(
     assert not list((tmp_path / "served" / ".incoming").iterdir())
 
 
-def test_a_shadow_that_cannot_be_read_costs_no_answer(both: tuple[Registry, Registry], made: dict[str, Path]) -> None:
+def test_a_shadow_that_cannot_be_read_costs_no_answer(
+    both: tuple[Registry, Registry], made: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
     here, _ = both
     here.put("tone", copy_of(made["one"]))
     two = here.put("tone", copy_of(made["two"]), shadow=True)
     assert here.route("tone").unheard is not None
     here.bank.tiers.drop(two.entry)
     (two.entry.folder / WEIGHTS).write_bytes(b"no tensors")
-    route = here.route("tone")
-    assert (route.version, route.unheard) == (here.task("tone").active, None)
+    for _ in range(2):
+        route = here.route("tone")
+        assert (route.version, route.unheard) == (here.task("tone").active, None)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert f"shadow {two.id} of task 'tone' does not answer along: " in told

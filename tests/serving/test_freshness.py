@@ -51,15 +51,39 @@ def test_a_folder_that_cannot_be_read_is_told_of_once(
     ]
 
 
-def test_a_folder_that_is_gone_has_not_lost_its_tasks(client: TestClient, folder: Path) -> None:
-    Folder(folder).changed()
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_folder_that_is_gone_has_not_lost_its_tasks(client: TestClient, folder: Path, changed: bool) -> None:
+    if changed:
+        Folder(folder).changed()
     answer = predicted(client, "tone")
     away = folder.rename(folder.with_name("away"))
     assert predicted(client, "tone") == answer
     assert client.put("/v1/tasks/new", json={"folder": str(away / "topic")}).status_code == 503
+    assert client.delete("/v1/tasks/tone").status_code == 503
     assert not folder.exists()
     away.rename(folder)
     shutil.rmtree(folder / "topic")
     Folder(folder).changed()
     time.sleep(0.01)
     assert [task["name"] for task in client.get("/v1/tasks").json()] == ["names", "tone"]
+
+
+def test_a_mount_point_without_its_disk_has_not_lost_its_tasks(client: TestClient, folder: Path) -> None:
+    Folder(folder).changed()
+    answer = predicted(client, "tone")
+    away = folder.rename(folder.with_name("away"))
+    folder.mkdir()
+    assert predicted(client, "tone") == answer
+    assert client.put("/v1/tasks/new", json={"folder": str(away / "topic")}).status_code == 503
+    assert client.delete("/v1/tasks/tone").status_code == 503
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert predicted(client, "tone") == answer
+    shutil.rmtree(folder)
+    away.rename(folder)
+    assert client.delete("/v1/tasks/tone").status_code == 204
+
+
+def test_a_mark_that_is_no_text_is_one_still(client: TestClient, folder: Path) -> None:
+    answer = predicted(client, "tone")
+    (folder / ".revision").write_bytes(b"\xff\0")
+    assert predicted(client, "tone") == answer

@@ -58,6 +58,8 @@ def compare(
     Raises:
         AttentuneError: what was asked for cannot be meant, or a worker died.
     """
+    if minutes is not None and not minutes >= 0:
+        raise ConfigError(f"minutes are 0 at least, found {minutes}")
     sets = [load_set(source, reading or Reading()) for source in data]
     cells = plan(sets, methods, conditions or Conditions(), rates, seeds)
     folder = Path(output).expanduser()

@@ -119,10 +119,12 @@ class Folder:
                     take_away(left) if left.is_dir() else left.unlink()
 
     def revision(self) -> str:
-        """What changes with every change; empty before the first. OSError where it cannot be read."""
-        with suppress(FileNotFoundError):
-            return (self.path / ".revision").read_text(encoding="utf-8")
-        return ""
+        """What changes with every change; empty before the first; OSError where the folder is gone or unreadable."""
+        try:
+            return (self.path / ".revision").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            self.path.stat()
+            return ""
 
     @contextmanager
     def changing(self) -> Generator[str]:

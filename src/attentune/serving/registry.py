@@ -7,6 +7,7 @@ several servers may share it: each catches up with what others changed before it
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
@@ -15,12 +16,15 @@ from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
 from attentune.errors import AttentuneError, ConfigError, ConflictError, StorageError, StoreError, UnknownTaskError
 from attentune.serving.bank import Bank
 from attentune.serving.folder import NAME_RULE, Folder, check_name, move, take_away, version_id, writing
 from attentune.serving.held import Held
-from attentune.serving.versions import Served, Trial, Version, check_alike, check_beside, read
+from attentune.serving.versions import Served, Trial, Version, check_alike, check_beside, exchange, read, relocate
+
+log = logging.getLogger("attentune.serving")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Registry:
         self._stamps: dict[str, Hashable] = {}
         self._seen = ""
         self._misnamed: set[str] = set()
+        self._unread: WeakSet[Version] = WeakSet()
         self._changing = threading.RLock()
         self._draw = random.Random()
 
@@ -74,8 +79,8 @@ class Registry:
     def is_cold(self, name: str) -> bool:
         """Whether something that may answer now is on the disk alone."""
         served, tiers = self._tasks.get(name), self.bank.tiers
-        there = (served.active, served.trial and served.trial.version) if served else ()
-        return any(v and v.entry not in tiers.hot.rows and v.entry not in tiers.warm.rows for v in there)
+        there = served.answering if served else []
+        return any(v.entry not in tiers.hot.rows and v.entry not in tiers.warm.rows for v in there)
 
     def route(self, name: str, active: bool = False) -> Route:
         """The version that answers this ask, and the one that answers along unheard.
@@ -97,7 +102,7 @@ class Registry:
                     with suppress(AttentuneError, OSError):
                         self.catch_up()
                         self._load(name)
-                    if self._tasks.get(name) == served and self._serves(served, heard):
+                    if self._tasks.get(name) == served and heard in served.answering:
                         raise StorageError(str(error)) from error
 
     def _chosen(self, served: Served, active: bool) -> tuple[Version, Version | None]:
@@ -111,12 +116,15 @@ class Registry:
 
     def _along(self, unheard: Version | None) -> Held | None:
         """The row of a shadow; one that cannot be read must not cost the answer that is heard."""
-        with suppress(StoreError):
-            return None if unheard is None else self.bank.hold(unheard.entry)
-        return None
-
-    def _serves(self, served: Served, version: Version) -> bool:
-        return version in (served.active, served.trial.version if served.trial else None)
+        if unheard is None:
+            return None
+        try:
+            return self.bank.hold(unheard.entry)
+        except StoreError as error:
+            if unheard not in self._unread:
+                log.warning("shadow %s of task %r does not answer along: %s", unheard.id, unheard.entry.name, error)
+            self._unread.add(unheard)
+            return None
 
     def catch_up(self) -> None:
         """Read the folder again if another server has changed it."""
@@ -137,6 +145,8 @@ class Registry:
             # Before anything is read: what changes from now on is another revision.
             seen = self.folder.revision()
             found = self.folder.names()
+            if self._seen and not seen and not found:
+                raise StorageError("the served folder is empty and has lost its mark, as one that is not mounted")
             misnamed = set(self.folder.misnamed())
             for name in sorted(misnamed - self._misnamed):
                 report(f"{name} is not served: {NAME_RULE}")
@@ -251,17 +261,20 @@ class Registry:
             if promote:
                 self._promote(name, trial)
             else:
-                self._forget_trial(name)
+                served.trial = None
+                self.folder.set_trial(name, None)
                 self._discard(trial.version)
 
     @contextmanager
     def _change(self, name: str) -> Generator[None]:
         """Alone with the folder, knowing all of it; afterwards the others are told."""
-        with writing(), self._changing, self.folder.changing() as revision:
-            self.catch_up()
-            self._stamps.pop(name, None)
-            yield
-            self._seen = revision  # Not after an error: then it is read again what there is.
+        with writing(), self._changing:
+            self.catch_up()  # Before anything is written: what is there may not be the folder.
+            with self.folder.changing() as revision:
+                self.catch_up()
+                self._stamps.pop(name, None)
+                yield
+                self._seen = revision  # Not after an error: then it is read again what there is.
 
     def _load(self, name: str) -> bool:
         stamp, old = self.folder.stamp(name), self._tasks.get(name)
@@ -282,9 +295,8 @@ class Registry:
     def _serve(self, name: str, served: Served, old: Served | None) -> None:
         self.bank.publish(served.active.entry)
         self._tasks[name] = served
-        answering = (served.active, served.trial.version if served.trial else None)
         for version in {*served.versions, *(old.versions if old else ())}:
-            if version not in answering:
+            if version not in served.answering:
                 self.bank.tiers.drop(version.entry)
 
     def _try(self, name: str, version: Version, share: float, shadow: bool) -> None:
@@ -292,19 +304,16 @@ class Registry:
         if served.trial is not None:
             raise ConflictError(f"version {served.trial.version.id} of {name!r} is on trial already; end that first")
         check_alike(name, served.active, version, "put it without a trial")
-        self._move(version, self.folder.version(name, version.id))
-        self.folder.set_trial(name, {"version": version.id, "share": share, "shadow": shadow})
+        relocate(version, self.folder.version(name, version.id))
+        trial = Trial(version, share, shadow)
+        self.folder.set_trial(name, trial.to_json())
         served.earlier = [v for v in served.earlier if v.id != version.id]
-        served.trial = Trial(version, share, shadow)
+        served.trial = trial
 
     def _promote(self, name: str, trial: Trial) -> Version:
         self._activate(name, trial.version)
-        self._forget_trial(name)
-        return trial.version
-
-    def _forget_trial(self, name: str) -> None:
         self.task(name).trial = None
-        self.folder.set_trial(name, None)
+        return trial.version
 
     def _activate(self, name: str, version: Version) -> None:
         served, place = self._tasks.get(name), self.folder.place(name)
@@ -315,20 +324,11 @@ class Registry:
                 )
             # Its versions may have stayed when the task was taken out by hand; a trial of then is none of this one.
             self.folder.set_trial(name, None)
-            self._move(version, place)
+            relocate(version, place)
             self._serve(name, read(name, self.folder, self.bank, Served(version)), None)
             return
-        old, origin = served.active, version.entry.folder
-        self.folder.versions(name).mkdir(parents=True, exist_ok=True)
-        self._move(old, self.folder.aside(name))
-        try:
-            self._move(version, place)
-            self._move(old, self.folder.version(name, old.id))
-            os.utime(old.entry.folder, follow_symlinks=False)  # The order of earlier versions is that of their ends.
-        except OSError:
-            self._move(version, origin)
-            self._move(old, place)
-            raise
+        old = served.active
+        exchange(self.folder, name, served, version)
         take_away(self.folder.version(name, version.id))  # An earlier copy of what answers now.
         self.bank.publish(version.entry)
         self.bank.tiers.drop(old.entry)
@@ -337,14 +337,6 @@ class Registry:
         for gone in served.earlier[: -self.keep or None]:
             self._discard(gone)
         served.earlier = served.earlier[-self.keep :] if self.keep else []
-
-    def _move(self, version: Version, place: Path) -> None:
-        if version.entry.folder == place:
-            return
-        place.parent.mkdir(parents=True, exist_ok=True)
-        take_away(place)
-        move(version.entry.folder, place)
-        version.entry.folder = place
 
     def _discard(self, version: Version) -> None:
         self.bank.tiers.drop(version.entry)

@@ -73,7 +73,7 @@ class Service:
         self.ready, self.fresh = False, Freshness(registry)
 
     # Both are made when a loop runs. Who waits for them has no thread, and may be given up. The threads that all the
-    # rest shares (keys, lists of tasks, meters, and asks of what is in memory) are free whatever hangs here.
+    # rest shares (lists of tasks, meters, and asks of what is in memory) are free whatever hangs here.
     @cached_property
     def reading(self) -> CapacityLimiter:
         """Rows are read from the disk, which may hang."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from attentune.errors import AttentuneError, ConflictError, StoreError
 from attentune.serving.bank import Bank
 from attentune.serving.entry import Entry
-from attentune.serving.folder import Folder, version_id
+from attentune.serving.folder import Folder, move, take_away, version_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,10 @@ class Trial:
     share: float
     shadow: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """As the folder keeps it."""
+        return {"version": self.version.id, "share": self.share, "shadow": self.shadow}
+
 
 @dataclass
 class Served:
@@ -40,7 +46,12 @@ class Served:
     @property
     def versions(self) -> list[Version]:
         """All of them."""
-        return [self.active, *self.earlier, *([self.trial.version] if self.trial else [])]
+        return [*self.answering, *self.earlier]
+
+    @property
+    def answering(self) -> list[Version]:
+        """Those that may answer now, heard or not."""
+        return [self.active, *([self.trial.version] if self.trial else [])]
 
 
 def read(name: str, folder: Folder, bank: Bank, old: Served | None = None) -> Served:
@@ -73,6 +84,40 @@ def _version(name: str, place: Path, bank: Bank, known: dict[str, Version]) -> V
         bank.tiers.drop(entry)
         raise StoreError("it changed while it was read")
     return Version(identity, entry)
+
+
+def relocate(version: Version, place: Path) -> None:
+    """Move a version's folder, in the place of whatever is there."""
+    if version.entry.folder == place:
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    take_away(place)
+    move(version.entry.folder, place)
+    version.entry.folder = place
+
+
+def exchange(folder: Folder, name: str, served: Served, new: Version) -> None:
+    """Put another version where the one lies that answers, which becomes an earlier one.
+
+    After an OSError all is as before. What answers alone is on trial no more; nor may it be again, where a kill left
+    the trial of one that answers.
+    """
+    old, origin, trial = served.active, new.entry.folder, served.trial
+    ends = trial is None or trial.version is new
+    folder.versions(name).mkdir(parents=True, exist_ok=True)
+    relocate(old, folder.aside(name))
+    try:
+        relocate(new, folder.place(name))
+        if ends:
+            folder.set_trial(name, None)
+        relocate(old, folder.version(name, old.id))
+        os.utime(old.entry.folder, follow_symlinks=False)  # The order of earlier versions is that of their ends.
+    except OSError:
+        relocate(new, origin)
+        relocate(old, folder.place(name))
+        if ends and trial is not None:
+            folder.set_trial(name, trial.to_json())
+        raise
 
 
 def check_beside(name: str, served: Served | None, version: Version) -> None:

@@ -6,7 +6,7 @@ the whole training split before that, so a made split never holds an unknown one
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from attentune.errors import ConfigError, DataError
 from attentune.tasks import asked, written
 from attentune.tasks.columns import KINDS, Columns, choose, guess_kind
 from attentune.tasks.inputs import unlabelled
-from attentune.tasks.rows import OPEN, check_known, check_rows, check_tags, classes_of
+from attentune.tasks.rows import OPEN, check_known, check_rows, classes_of, tags_of
 from attentune.tasks.sources import Raw, Row, Source, read
 
 ALIASES = {"pair": "classification", "single": "classification", "token": "tagging", "ner": "tagging",
@@ -197,10 +197,10 @@ def _labels(raw: Raw, rows: list[Row], columns: Columns, kind: str, left_out: st
         return ()
     labels = raw.classes.get(columns.label or "") or classes_of(rows, kind)
     labels = tuple(name for name in labels if name != left_out)
+    if kind == "tagging":
+        labels = tags_of(labels, classes_of(rows, kind))
     if kind in {"classification", "tagging"} and len(labels) < 2:
         raise DataError(f"training has one class only, {', '.join(labels)}; at least two are needed")
-    if kind == "tagging":
-        check_tags(labels)
     if kind == "multilabel" and not labels:
         raise DataError("no training row has a label; at least one is needed")
     return labels
@@ -244,25 +244,29 @@ def split_off(
     """Rows -> (what stays, what is set aside), each in the old order; classes in proportion.
 
     With `by_input` rows of one input stay together, so that none is judged by what was learned, unless there are so
-    few different inputs that each has more rows than are set aside.
+    few different inputs that none could be set aside, or a class would go with it.
     """
     if not 0 < share < 1:
         raise ConfigError(f"the validation share lies between 0 and 1, found {share}")
     if len(rows) < 2:
         raise DataError("one training row only; a validation split needs at least two rows")
     count = min(max(round(len(rows) * share), 1), len(rows) - 1)
-    by_class = kind == "classification"
-    single = [[i] for i in range(len(rows))]
-    alike = _alike(rows) if by_input else single
-    if all(len(indices) > count for indices in alike):
-        alike = single
-    first = [rows[indices[0]] for indices in alike]
-    chosen: set[int] = set()
-    for place in _spread(first, (lambda row: row["label"]) if by_class else (lambda row: ""), seed):
-        if len(chosen) + len(alike[place]) <= count:
-            chosen.update(alike[place])
+    classes = [row["label"] if kind == "classification" else "" for row in rows]
+    chosen = _drawn(_alike(rows), classes, count, seed) if by_input else set[int]()
+    learned = {name for i, name in enumerate(classes) if i not in chosen}
+    if not chosen or learned != set(classes):
+        chosen = _drawn([[i] for i in range(len(rows))], classes, count, seed)
     stay = [row for i, row in enumerate(rows) if i not in chosen]
     return stay, [row for i, row in enumerate(rows) if i in chosen]
+
+
+def _drawn(alike: Sequence[list[int]], classes: Sequence[str], count: int, seed: int) -> set[int]:
+    """The indices of `count` rows or somewhat fewer, those of one input together; classes in proportion."""
+    chosen: set[int] = set()
+    for place in _spread([classes[indices[0]] for indices in alike], seed):
+        if len(chosen) + len(alike[place]) <= count:
+            chosen.update(alike[place])
+    return chosen
 
 
 def _alike(rows: Sequence[Row]) -> list[list[int]]:
@@ -274,12 +278,12 @@ def _alike(rows: Sequence[Row]) -> list[list[int]]:
     return list(found.values())
 
 
-def _spread(rows: list[Row], group: Callable[[Row], str], seed: int) -> list[int]:
+def _spread(groups: Sequence[str], seed: int) -> list[int]:
     """Indices so ordered that every beginning of the list holds the groups in proportion; lone rows come last."""
     rng = random.Random(seed)
     members: defaultdict[str, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        members[group(row)].append(i)
+    for i, group in enumerate(groups):
+        members[group].append(i)
     keys: dict[int, float] = {}
     for name in sorted(members):
         indices = members[name]

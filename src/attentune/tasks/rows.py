@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from attentune.errors import DataError
-from attentune.evaluation.metrics import PREFIXES
+from attentune.evaluation.metrics import PREFIXES, is_bio
 from attentune.tasks.cells import answers_in, choice_index, choice_list, choice_texts, is_whole, shown
 from attentune.tasks.columns import Columns, is_number
 from attentune.tasks.sources import Row
@@ -196,18 +196,23 @@ def classes_of(rows: Iterable[Row], kind: str) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (name != "O" or kind != "tagging", name)))
 
 
-def check_tags(tags: Sequence[str]) -> None:
-    """All tags are of the BIO family, or none is; a DataError names the first that is not where others are.
+def tags_of(names: Sequence[str], used: Sequence[str]) -> tuple[str, ...]:
+    """The tags of a task: the `names` that the data declare, of which `used` occur in rows.
 
-    One such tag would make every word a span, and the F1 of entities that of words.
+    One tag outside the BIO family would make every word a span, and the F1 of entities that of words. So where the
+    family is used, what is declared outside it is left out; a DataError names the first such tag that is used.
     """
-    other = next((tag for tag in tags if tag != "O" and tag[:2] not in PREFIXES), None)
-    entity = next((tag for tag in tags if tag[:2] in PREFIXES), None)
-    if other is not None and entity is not None:
+    entity = next((tag for tag in used if tag[:2] in PREFIXES), None)
+    if entity is None:
+        return tuple(names)
+    others = {tag for tag in names if not is_bio([tag])}
+    other = next((tag for tag in used if tag in others), None)
+    if other is not None:
         raise DataError(
             f"tag {other!r} is neither O nor begins with one of {', '.join(PREFIXES)} as {entity!r} does; write L- as "
-            "E- and U- as S-, or give all tags such a beginning, or none"
+            "E-, U- as S- and M- as I-, or give all tags such a beginning, or none"
         )
+    return tuple(tag for tag in names if tag not in others)
 
 
 def check_known(

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attentune.backbones import MINILM, hub_id
 from attentune.errors import ConfigError, DataError, UnsupportedError
+from attentune.evaluation.generation import check_installed
 from attentune.methods import METHODS
 from attentune.tasks import Data, Task, load_data, task_of
 from attentune.tasks.classify import Classification
@@ -106,10 +107,15 @@ def drawn(rows: Data, shots: int | None, seed: int) -> Data:
 
 
 def learned_task(rows: Data, options: TaskOptions, base: PreTrainedModel) -> Task:
-    """The task of the data, with what the recipe says about it."""
+    """The task of the data, with what the recipe says about it.
+
+    Raises:
+        ConfigError: texts are to be written, and what scores them is not installed.
+    """
     task = task_of(rows, options.stride, options.answer_length)
     if not isinstance(task, Generation):
         return task
+    check_installed()
     alone = not base.config.is_encoder_decoder
     return replace(
         task,

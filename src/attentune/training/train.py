@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from attentune import store
 from attentune.card import TaskCard
 from attentune.confidence import Calibration, Judgement, Labelled, calibrate, check_scope, judge
-from attentune.evaluation.generation import check_installed
 from attentune.evaluation.metrics import check_name
 from attentune.methods import METHODS
 from attentune.tasks import Data, Features, Task
@@ -116,8 +115,6 @@ def learn(
     if note:
         report(note)
     check_scope(learned, chosen.task.false_alarms)
-    if learned.head == "language":
-        check_installed()
     metric = check_name(rows.kind, chosen.task.metric or learned.checkpoint_metric, rows.labels)
     model = adapt(base, tokenizer, learned, chosen, vocabulary, sources)
     limit = longest(cast("Any", model.peft_config["default"]), base.config, learned, chosen.task, tokenizer)

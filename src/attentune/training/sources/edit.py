@@ -75,7 +75,9 @@ def with_sources(
         "source_hashes": [digest(prompt) for prompt in sources.values()],
     }
     recipe = parse_recipe(stored.recipe).override({f"method.{name}": value for name, value in record.items()})
-    run = {**stored.metrics.get("run", {}), "sources_added": list(add), "sources_removed": list(remove)}
+    # The calibration goes, and with it the rows that it was fitted on.
+    known = {name: value for name, value in stored.metrics.get("run", {}).items() if name != "calibration_rows"}
+    run = {**known, "sources_added": list(add), "sources_removed": list(remove)}
     edited = _Edited({**config, **record}, tensors)
     card = replace(stored.card, name=target.name, calibration=Calibration())
     return store.read(store.write(output, edited, card, recipe.to_toml(), {"run": run}))
